@@ -1,0 +1,67 @@
+"""The newest-frame slot: one writer, one reader, three buffers, and nobody waits for anybody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A camera picture; `pixels`, (height, width, channels) uint8, belong to the reader until its next `take`.
+
+    `number` is the source's own count, `sequence` counts what was published (1, 2, 3, …), `crc` is the CRC-32 of all
+    bytes of `pixels`; times are CLOCK_MONOTONIC.
+    """
+
+    pixels: NDArray[np.uint8]
+    captured_ns: int
+    number: int
+    sequence: int
+    crc: int
+    published_ns: int
+
+
+class NewestFrameSlot:
+    """Hands the newest published frame from one writing thread to one reading thread.
+
+    Of three buffers the writer owns one, the reader one, and the third holds the newest frame that is not yet taken;
+    publishing and taking swap buffers, so no picture is ever copied and neither side waits for the other's work.
+    """
+
+    def __init__(self, height: int, width: int, channels: int = 3) -> None:
+        self._writing, self._waiting, self._reading = (np.zeros((height, width, channels), np.uint8) for _ in range(3))
+        self._lock = threading.Lock()
+        self._newest: Frame | None = None
+        self._sequence = 0
+        self.overwritten = 0
+        """Published frames that were never taken."""
+
+    def writable(self) -> NDArray[np.uint8]:
+        """The buffer for the writer's next picture, its own until `publish`."""
+        return self._writing
+
+    def publish(self, captured_ns: int, number: int, crc: int) -> None:
+        """Make the writable buffer the newest frame."""
+        self._sequence += 1
+        frame = Frame(self._writing, captured_ns, number, self._sequence, crc, time.monotonic_ns())
+        with self._lock:
+            self._writing, self._waiting = self._waiting, self._writing
+            self.overwritten += self._newest is not None
+            self._newest = frame
+
+    def take(self) -> Frame | None:
+        """The newest frame not yet taken, or None; the frame taken before keeps its pixels until one is given."""
+        with self._lock:
+            frame = self._newest
+            if frame is not None:
+                self._newest = None
+                self._waiting, self._reading = self._reading, self._waiting
+            return frame

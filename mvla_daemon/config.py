@@ -1,0 +1,271 @@
+"""The configuration: a TOML file read into frozen models; nothing wrong in it is ever guessed around.
+
+Units are in the names. `load_config` is the way in from a file: it checks every key, then how keys go together, and
+reports all that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from mvla_daemon.config_check import check
+from mvla_daemon.config_source import ConfigSource
+from mvla_daemon.core.limits import AxisLimit
+from mvla_daemon.core.messages import MS, SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SIMULATED_PORT = "sim://"
+_V4L2 = "v4l2://"
+_RECORDING = "file://"
+_TTL_MARGIN_MS = 20
+"""How long a command outlives its cycle's worst case, from motor link v1."""
+
+
+def _whole_number(value: object) -> object:
+    if type(value) is not int:  # a Literal alone would take true for 1 and 90.0 for 90
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _openable(path: str) -> str:
+    if not path or "\0" in path:
+        raise ValueError("must be a path")
+    return path
+
+
+def _is_device(path: str) -> bool:
+    """Whether a path names something below /dev, with no way out of it."""
+    return path.startswith("/dev/") and posixpath.normpath(path).startswith("/dev/")
+
+
+Hertz = Annotated[float, Field(ge=0.1, le=1000)]
+Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
+MillisecondsOrZero = Annotated[float, Field(ge=0, le=60_000)]
+Priority = Annotated[int, Field(ge=1, le=99)]
+"""A priority of Linux's real-time schedulers, sched(7)."""
+PathText = Annotated[str, AfterValidator(_openable)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+
+
+class Control(_Model):
+    """The cycle's times."""
+
+    rate_hz: Hertz = 50
+    deadline_ms: Milliseconds = 20
+    max_frame_age_ms: Milliseconds = 100
+
+    @property
+    def period_ns(self) -> int:
+        """T, the longest time from one cycle's start to the next."""
+        return round(SECOND / self.rate_hz)
+
+    @property
+    def deadline_ns(self) -> int:
+        """How long after its cycle's start a command may reach the gate."""
+        return round(self.deadline_ms * MS)
+
+    @property
+    def max_frame_age_ns(self) -> int:
+        """How old the picture behind the last written command may become."""
+        return round(self.max_frame_age_ms * MS)
+
+
+class Camera(_Model):
+    """Where pictures come from."""
+
+    source: PathText
+    width: Annotated[int, Field(ge=1, le=8192)] = 640
+    height: Annotated[int, Field(ge=1, le=8192)] = 480
+    fps: Hertz = 50
+    rotation: Annotated[Literal[0, 90, 180, 270], BeforeValidator(_whole_number)] = 0
+    frozen_after_ms: MillisecondsOrZero = 500
+    latency_ms: MillisecondsOrZero = 0
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        if (source.startswith(_RECORDING) and source != _RECORDING) or _is_device(source.removeprefix(_V4L2)):
+            return source
+        raise ValueError("must be a camera's device (/dev/video0, v4l2:///dev/video0) or a recording (file://clip.avi)")
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the pictures come from a file instead of a live camera."""
+        return self.source.startswith(_RECORDING)
+
+    @property
+    def file_path(self) -> Path | None:
+        """The recording, absolute after `load_config`; None for a live camera."""
+        return Path(self.source.removeprefix(_RECORDING)) if self.is_recorded else None
+
+    @property
+    def device(self) -> str | None:
+        """The live camera's path below /dev; None for a recording."""
+        return None if self.is_recorded else self.source.removeprefix(_V4L2)
+
+    @property
+    def frame_period_ns(self) -> int:
+        """The time between two pictures."""
+        return round(SECOND / self.fps)
+
+    @property
+    def latency_ns(self) -> int:
+        """What the source hides of a picture's age."""
+        return round(self.latency_ms * MS)
+
+
+class Policy(_Model):
+    """Which policy thinks, and on what engine; `manifest` is absolute after `load_config`."""
+
+    manifest: PathText
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    instruction: Annotated[str, Field(min_length=1)] | None = None
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _known_backend(cls, backend: object) -> object:
+        if backend == "tensorrt":
+            raise ValueError('this version does not have TensorRT; set it to "onnxruntime"')
+        return backend
+
+
+class Motor(_Model):
+    """The link to the motor controller."""
+
+    protocol: Literal["mvla"] = "mvla"
+    port: PathText
+    baud: Annotated[int, Field(ge=9600, le=4_000_000)] = 921_600
+    watchdog_ms: Annotated[int, Field(ge=1, le=65_535)] = 100
+
+    @field_validator("port")
+    @classmethod
+    def _known_port(cls, port: str) -> str:
+        if port == SIMULATED_PORT or _is_device(port):
+            return port
+        raise ValueError('must be a serial port\'s device (/dev/serial/by-id/...) or "sim://", the simulated robot')
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the motor controller is the simulated one."""
+        return self.port == SIMULATED_PORT
+
+
+class LinearLimit(_Model):
+    """Greatest speed (m/s) and acceleration (m/s²); a speed has to fit the wire's 32 bits of µm/s."""
+
+    max: Annotated[float, Field(gt=0, le=2000)] = 0.5
+    accel: Annotated[float, Field(gt=0)] = 1.0
+
+
+class AngularLimit(_Model):
+    """Greatest turn rate (rad/s) and angular acceleration (rad/s²)."""
+
+    max: Annotated[float, Field(gt=0, le=2000)] = 1.5
+    accel: Annotated[float, Field(gt=0)] = 4.0
+
+
+class Limits(_Model):
+    """What a command may ask for, by axis."""
+
+    linear_x: LinearLimit = LinearLimit()
+    linear_y: LinearLimit = LinearLimit()
+    angular_z: AngularLimit = AngularLimit()
+
+    def by_axis(self) -> list[AxisLimit]:
+        """The limits in the order of the wire's axes."""
+        return [AxisLimit(limit.max, limit.accel) for limit in (self.linear_x, self.linear_y, self.angular_z)]
+
+
+class Safety(_Model):
+    """How the robot is armed, stopped and armed again."""
+
+    arm: Literal["manual", "auto"] = "manual"
+    bench_test: bool = False
+    stop_category: Annotated[Literal[0, 1, 2], BeforeValidator(_whole_number)] = 1
+    stop_timeout_ms: Milliseconds = 1000
+    recover: Literal["auto", "never"] = "auto"
+    recover_cycles: Annotated[int, Field(ge=1, le=10_000)] = 25
+    max_stops: Annotated[int, Field(ge=1, le=1000)] = 3
+    stop_window_s: Annotated[float, Field(gt=0, le=86_400)] = 60
+    policy_dead_after_ms: Milliseconds = 2000
+
+
+class Realtime(_Model):
+    """What is asked of the operating system."""
+
+    scheduler: Literal["fifo", "other"] = "fifo"
+    gate_priority: Priority = 80
+    policy_priority: Priority = 70
+    lock_memory: bool = True
+
+
+class Log(_Model):
+    """How the log is written, and from what level on."""
+
+    format: Literal["auto", "journal", "console", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Sections(_Model):
+    """The sections of a file."""
+
+    control: Control = Control()
+    camera: Camera
+    policy: Policy
+    motor: Motor
+    limits: Limits = Limits()
+    safety: Safety = Safety()
+    realtime: Realtime = Realtime()
+    log: Log = Log()
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long a VELOCITY stays valid: ceil(T + deadline) + 20, from motor link v1."""
+        return -(-(self.control.period_ns + self.control.deadline_ns) // MS) + _TTL_MARGIN_MS
+
+
+class Config(Sections):
+    """A configuration whose every key and combination of keys was checked."""
+
+    path: Path
+    """The file, absolute."""
+
+    def resolve(self, relative: str | Path) -> Path:
+        """A path of this configuration made absolute: relative ones are relative to the configuration's file."""
+        return self.path.parent / relative
+
+    @property
+    def simulated(self) -> bool:
+        """Whether only a simulated robot moves."""
+        return self.motor.is_simulated
+
+    @property
+    def bench_test_active(self) -> bool:
+        """Whether a real robot may move by a recording, wheels off the ground."""
+        return self.safety.bench_test and self.camera.is_recorded and not self.motor.is_simulated
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a TOML file, with each `section.key=value` of `overrides` laid over it.
+
+    Raises DaemonError (exit code 78) with one line for each thing that is wrong, `FILE:LINE: section.key: what is wrong
+    and what to do`; one that came by an override begins with `--set section.key:`. Nothing but the file is opened.
+    """
+    source = ConfigSource.read(path, overrides)
+    sections = check(Sections, source)
+    source.raise_problems()
+    config = Config(path=path.resolve(), **dict(sections))
+    camera, policy = config.camera, config.policy
+    if camera.file_path is not None:
+        camera = camera.model_copy(update={"source": f"{_RECORDING}{config.resolve(camera.file_path)}"})
+    policy = policy.model_copy(update={"manifest": str(config.resolve(policy.manifest))})
+    return config.model_copy(update={"camera": camera, "policy": policy})

@@ -1,0 +1,232 @@
+"""Puts the daemon together and takes it apart: reporter, simulated controller, port, policy process, gate."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvla_daemon import __version__
+from mvla_daemon.config import Config
+from mvla_daemon.core.admission import Admission
+from mvla_daemon.core.messages import MS, SECOND
+from mvla_daemon.core.session import Rules
+from mvla_daemon.errors import DaemonError, ExitCode
+from mvla_daemon.gate import LATE_WAKE_NS, Gate, GateSettings
+from mvla_daemon.motors.mvla import MvlaLink
+from mvla_daemon.motors.serial_port import SerialPort
+from mvla_daemon.ops import realtime
+from mvla_daemon.ops.child import PolicyChild, Process, start_module
+from mvla_daemon.ops.control import ControlServer, socket_path
+from mvla_daemon.ops.telemetry import Telemetry
+from mvla_daemon.policy_keeper import PolicyKeeper
+
+DOUBLE_START_S = 10.0
+REPORTER_END_S = 3.0
+"""How long the last words may take; a reporter whose reader is gone is left alone after that."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line says of one run."""
+
+    live: bool = False
+    trace: Path | None = None
+    for_s: float | None = None
+
+
+def run(config: Config, options: RunOptions) -> ExitCode:
+    """Run until told to end; raises DaemonError with the sentence for the user when it could not do its work."""
+    with ExitStack() as stack:
+        reporter = stack.enter_context(_reporter(config, options))
+        telemetry = reporter.telemetry
+        telemetry.event("start", _first_line(config), "warning" if config.bench_test_active else "info")
+        cores = os.sched_getaffinity(0)
+        signals_fd = stack.enter_context(_signals())
+        port_path = stack.enter_context(_simulated_controller()) if config.simulated else config.motor.port
+        port = SerialPort(port_path, config.motor.baud)
+        stack.callback(port.close)
+        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter))
+        stack.callback(keeper.stop)
+        keeper.begin()
+        gate = _gate(config, options, port, port_path, keeper, telemetry, signals_fd)
+        control = ControlServer(socket_path(config.path), gate.operate)
+        stack.callback(control.close)
+        _become_real_time(config, cores, telemetry)
+        gate.serve(control)
+    if gate.farewell:
+        raise DaemonError(gate.farewell, gate.exit_code or ExitCode.OK)
+    if options.for_s is not None and not gate.ever_armed:
+        raise DaemonError(f"The robot was never armed in {options.for_s:g} s; the log says why.", ExitCode.TRY_AGAIN)
+    return gate.exit_code or ExitCode.OK
+
+
+def _first_line(config: Config) -> str:
+    kind = "SIMULATED robot" if config.simulated else f"motors on {config.motor.port}"
+    bench = "BENCH TEST, wheels off the ground: " if config.bench_test_active else ""
+    pictures = f"a recording ({config.camera.source})" if config.camera.is_recorded else config.camera.source
+    control = config.control
+    return (
+        f"{bench}mvla-daemon {__version__}: {kind}, pictures from {pictures}, {control.rate_hz:g} Hz, "
+        f"deadline {control.deadline_ms:g} ms, watchdog {config.motor.watchdog_ms} ms"
+    )
+
+
+def _gate(
+    config: Config,
+    options: RunOptions,
+    port: SerialPort,
+    port_path: str,
+    keeper: PolicyKeeper,
+    telemetry: Telemetry,
+    signals_fd: int,
+) -> Gate:
+    safety, control = config.safety, config.control
+    settings = GateSettings(
+        rules=Rules(
+            auto_arm=safety.arm == "auto",
+            auto_recover=safety.recover == "auto",
+            stop_category=safety.stop_category,
+            stop_timeout_ns=round(safety.stop_timeout_ms * MS),
+            max_stops=safety.max_stops,
+            stop_window_ns=round(safety.stop_window_s * SECOND),
+        ),
+        port_path=port_path,
+        baud=config.motor.baud,
+        late_wake_ns=max(10 * control.period_ns, LATE_WAKE_NS),
+        policy_dead_ns=round(safety.policy_dead_after_ms * MS),
+        end_ns=None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND),
+    )
+    admission = Admission(
+        period_ns=control.period_ns,
+        allowed_ns=control.deadline_ns,
+        max_frame_age_ns=control.max_frame_age_ns,
+        frozen_after_ns=round(config.camera.frozen_after_ms * MS),
+        limits=config.limits.by_axis(),
+        rehearsals=safety.recover_cycles,
+    )
+    link = MvlaLink(watchdog_ms=config.motor.watchdog_ms, ttl_ms=config.ttl_ms, random_u32=lambda: secrets.randbits(32))
+    return Gate(
+        settings,
+        admission=admission,
+        link=link,
+        port=port,
+        keeper=keeper,
+        telemetry=telemetry,
+        signals_fd=signals_fd,
+    )
+
+
+def _become_real_time(config: Config, cores: set[int], telemetry: Telemetry) -> None:
+    """Last of all, so that only the gate's own loop runs under it; what is refused is said once, and lived without."""
+    os.sched_setaffinity(0, {realtime.gate_core(cores)})
+    realtime.stop_collecting_garbage()
+    refusals = [realtime.lock_memory() if config.realtime.lock_memory else ""]
+    if config.realtime.scheduler == "fifo":
+        refusals.append(realtime.use_fifo(config.realtime.gate_priority))
+    missing = "; ".join(refusal for refusal in refusals if refusal)
+    if missing:
+        telemetry.event("realtime", f"stops will still come, but less punctually: {missing}", "warning")
+
+
+# --- the processes beside the gate ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Reporter:
+    telemetry: Telemetry
+    policy_fd: int
+    output_fd: int
+
+
+@contextmanager
+def _reporter(config: Config, options: RunOptions) -> Iterator[_Reporter]:
+    """The process that talks to people, and the ends of what it listens to."""
+    ours, gate_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    policys, policy_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    output_end, output_fd = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(output_fd, False)  # what native libraries print must not hold the policy process up
+    fds = (gate_end.fileno(), policy_end.fileno(), output_end)
+    words = ["--format", config.log.format, "--level", config.log.level]
+    if options.trace is not None:
+        _check_writable(options.trace)
+        words += ["--trace", str(options.trace)]
+    if options.live:
+        words.append("--live")
+    process = start_module("mvla_daemon.ops.reporter", *map(str, fds), *words, pass_fds=fds)
+    gate_end.close()
+    policy_end.close()
+    os.close(output_end)
+    telemetry = Telemetry(ours)
+    try:
+        yield _Reporter(telemetry, policys.fileno(), output_fd)
+    finally:
+        telemetry.event("end", "")
+        ours.close()
+        policys.close()
+        os.close(output_fd)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(REPORTER_END_S)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.open("w").close()
+    except OSError as error:
+        raise DaemonError(f"--trace {path} cannot be written: {error.strerror}.", ExitCode.NO_PERMISSION) from error
+
+
+def _policy_child(config: Config, cores: set[int], reporter: _Reporter) -> PolicyChild:
+    settings = {"config": config.model_dump(mode="json"), "cores": sorted(cores)}
+    return PolicyChild(settings, reporter.policy_fd, reporter.output_fd)
+
+
+@contextmanager
+def _simulated_controller() -> Iterator[str]:
+    """The controller double on a pty; gives the pty's path."""
+    process = start_module(
+        "mvla_daemon.sim.controller_process",
+        "--parent-pid",
+        str(os.getpid()),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield _first_output(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _first_output(process: Process) -> str:
+    assert process.stdout is not None
+    if select.select([process.stdout], [], [], DOUBLE_START_S)[0]:
+        line = process.stdout.readline().decode().strip()
+        if line:
+            return line
+    raise DaemonError("The simulated motor controller did not start; the lines above say why.", ExitCode.INTERNAL)
+
+
+@contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor that becomes readable when the daemon is asked to end."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    before = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
+    try:
+        yield read_fd
+    finally:
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(read_fd)
+        os.close(write_fd)

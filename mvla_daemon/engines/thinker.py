@@ -1,0 +1,60 @@
+"""From a frame to the action the policy wants, on one thread that owns the engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic_ns
+
+from mvla_daemon.cameras.slot import Frame
+from mvla_daemon.core.action import ActionMapping
+from mvla_daemon.core.image import Preprocessor
+from mvla_daemon.core.messages import Stage, Velocity
+from mvla_daemon.engines.base import Engine
+from mvla_daemon.engines.manifest import Manifest
+from mvla_daemon.link import BoardWriter
+
+
+class Thinker:
+    """Preprocesses, infers and maps; `times_ns[stage]` says when each stage of the newest thought began.
+
+    Everything but the constructor runs on `executor`'s only thread: an engine's device context belongs to one.
+    """
+
+    def __init__(
+        self, manifest: Manifest, engine: Engine, source_size: tuple[int, int], rotation: int, board: BoardWriter
+    ) -> None:
+        height, width = source_size
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.times_ns = [0] * len(Stage)
+        self._tensor = manifest.inputs.image.tensor
+        self._engine = engine
+        self._preprocess = Preprocessor(manifest.inputs.image, height, width, rotation)
+        self._action = ActionMapping(manifest.axes)
+        self._board = board
+        self._cycle = 0
+
+    def load(self) -> None:
+        """Load the model and infer a few times; raises DaemonError."""
+        self._engine.load()
+        self._engine.warm_up()
+
+    def think(self, frame: Frame, cycle: int) -> Velocity:
+        """The velocity that the policy wants for this frame, as it is: not clamped, maybe not finite.
+
+        Raises EngineError when there is none.
+        """
+        self._cycle = cycle
+        self._mark(Stage.PREPROCESS)
+        self._preprocess(frame.pixels, self._engine.inputs[self._tensor])
+        self._engine.infer(self._mark)
+        self._mark(Stage.POSTPROCESS)
+        return self._action(self._engine.outputs)
+
+    def reset(self) -> None:
+        """Forget what a recurrent policy remembers."""
+        self._engine.reset_state()
+
+    def _mark(self, stage: Stage) -> None:
+        now_ns = monotonic_ns()
+        self.times_ns[stage] = now_ns
+        self._board.write(self._cycle, stage, now_ns)

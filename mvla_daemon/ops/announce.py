@@ -1,0 +1,85 @@
+"""What the gate says of itself: one record for each change and each stop, and the answer to `status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mvla_daemon.core.messages import MS, Phase, Reason
+from mvla_daemon.core.session import State
+from mvla_daemon.link import Doing
+from mvla_daemon.motors.link_v1 import Identity
+from mvla_daemon.ops.telemetry import Telemetry
+
+_NEXT = {
+    Phase.DISARMED: "disarmed",
+    Phase.ARMING: "arming: rehearsing, nothing moves yet",
+    Phase.ARMED: "armed: driving",
+    Phase.STOPPING: "stopping",
+    Phase.STOPPED: "stopped: arms again by itself",
+    Phase.LATCHED: "latched: stays stopped until `mvla-daemon arm`",
+}
+
+
+class Announcer:
+    """Turns what happened in the gate into records for people."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._refusal = ""
+
+    def identity(self, path: str, identity: Identity) -> None:
+        """The controller behind the port has introduced itself."""
+        text = (
+            f"motor controller {identity.text!r} {identity.fw_major}.{identity.fw_minor} on {path}, "
+            f"watchdog {identity.watchdog_min_ms} to {identity.watchdog_max_ms} ms"
+        )
+        self._telemetry.event("controller", text, controller=identity.text, port=path)
+
+    def policy_ready(self, about: Mapping[str, Any]) -> None:
+        """The policy process is loaded."""
+        weights = "" if about.get("weights") == "trained" else ", RANDOM WEIGHTS"
+        text = f"policy {about.get('name')!r} on {about.get('engine')}{weights}; camera {about.get('camera')}"
+        self._telemetry.event("policy_ready", text, **about)
+
+    def port(self, message: str, level: str) -> None:
+        """The serial port went or came back."""
+        self._telemetry.event("port", message, level)
+
+    def operator(self, request: str, uid: int) -> None:
+        """Somebody asked for something that changes the state."""
+        self._telemetry.event("operator", f"{request} asked for by user {uid}", request=request, uid=uid)
+
+    def refused(self, text: str) -> None:
+        """Arming was refused; the same reason again is no news."""
+        if text != self._refusal:
+            self._refusal = text
+            self._telemetry.event("refused", f"not armed: {text}", "warning", why=text)
+
+    def change(self, before: State, after: State, why: str) -> None:
+        """The phase or the reason has changed."""
+        if after.phase is Phase.ARMED:
+            self._refusal = ""
+        reason = after.reason.label if after.reason is not None else ""
+        told = reason and after.phase not in {Phase.ARMING, Phase.ARMED, Phase.DISARMED}
+        escalated = told and before.reason is not after.reason and before.phase is not Phase.ARMED
+        text = _NEXT[after.phase] + (f" ({reason})" if told else "") + (f": {why}" if escalated and why else "")
+        level = "warning" if after.phase in {Phase.STOPPING, Phase.LATCHED} else "info"
+        phase = after.phase.name.lower()
+        self._telemetry.event("state", text, level, state=phase, reason=reason, before=before.phase.name.lower())
+
+    def stop(
+        self, reason: Reason, why: str, doing: Doing | None, *, due_ns: int | None, written_ns: int, driven_ns: int
+    ) -> None:
+        """A STOP was written, at `written_ns`; `driven_ns` is when the last VELOCITY was, 0 for never."""
+        fields: dict[str, Any] = {"reason": reason.label}
+        if doing is not None:
+            spent_ms = max(0.0, (written_ns - doing.since_ns) / MS)
+            fields |= {"stage": doing.stage.label, "cycle": doing.cycle, "duration_us": round(spent_ms * 1000)}
+            blame = f"cycle {doing.cycle} was in {doing.stage.label} for {spent_ms:.1f} ms"
+            why = f"{why}; {blame}" if why else blame
+        if due_ns is not None:
+            fields["late_us"] = (written_ns - due_ns) // 1000
+        if driven_ns:
+            fields["since_velocity_us"] = (written_ns - driven_ns) // 1000
+        self._telemetry.event("stop", f"STOP {reason.label}: {why}", "error", **fields)

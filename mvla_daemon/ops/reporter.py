@@ -1,0 +1,241 @@
+"""The process that talks to people: log records, the live line, the cycle trace, the summary.
+
+It may be slow, blocked or gone; the gate and the policy process send without waiting and count what was dropped. It
+ends when the gate's socket does, however the gate ended, so the last thing that happened is always told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from mvla_daemon.core.messages import MS, SECOND
+from mvla_daemon.ops.journal import Journal
+from mvla_daemon.ops.statistics import Matched, Statistics, percentile
+from mvla_daemon.ops.telemetry import MAX_RECORD_BYTES, unpack_record
+
+SUMMARY_EVERY_NS = 60 * SECOND
+LIVE_EVERY_NS = 200 * MS
+LIVE_LINE_EVERY_NS = 1 * SECOND
+"""How often the live line is written where it cannot be overwritten: into a file or a pipe."""
+TRACE_COLUMNS = (
+    "epoch,cycle,hold,frame,captured_ns,published_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
+    "postprocess_ns,sent_ns,received_ns,deadline_ns,written_ns"
+)
+
+
+def chosen_format(asked: str) -> str:
+    """What "auto" means here: the journal under systemd, readable on a terminal, JSON in a pipe."""
+    if asked != "auto":
+        return asked
+    stream = os.environ.get("JOURNAL_STREAM", "")
+    with suppress(OSError):
+        about = os.fstat(sys.stderr.fileno())
+        if stream == f"{about.st_dev}:{about.st_ino}":
+            return "journal"
+    return "console" if sys.stderr.isatty() else "json"
+
+
+class Log:
+    """Writes event records in the chosen format, from the chosen level on."""
+
+    def __init__(self, style: str, level: str) -> None:
+        self._journal = Journal() if style == "journal" else None
+        self._console = style == "console"
+        renderer: Any = structlog.processors.JSONRenderer()
+        if self._console:
+            renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if self._console else "iso", utc=not self._console)
+        self._log = structlog.wrap_logger(
+            structlog.WriteLogger(sys.stderr),
+            processors=[structlog.processors.add_log_level, stamp, renderer],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+        )
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One event record."""
+        if self._journal is not None:
+            self._journal.write(record)
+            return
+        fields = {key: value for key, value in record.items() if key not in {"level", "message", "event"}}
+        # On a terminal the sentence says it all; machines want the fields.
+        extra = {} if self._console else {"kind": record["event"], **fields}
+        with suppress(BrokenPipeError):
+            getattr(self._log, record.get("level", "info"))(record["message"], **extra)
+
+
+class Reporter:
+    """Reads all records and tells people what they say."""
+
+    def __init__(self, log: Log, trace: IO[str] | None, *, live: bool) -> None:
+        self._log = log
+        self._trace = trace
+        self._live = live
+        self._overwrite = sys.stdout.isatty()
+        self._next_live_ns = 0
+        self._next_summary_ns = time.monotonic_ns() + SUMMARY_EVERY_NS
+        self._state = "disarmed"
+        self.statistics = Statistics()
+        self.farewell: dict[str, Any] | None = None
+        if trace is not None:
+            trace.write(TRACE_COLUMNS + "\n")
+
+    def take(self, data: bytes) -> None:
+        """One record."""
+        try:
+            record = unpack_record(data)
+        except ValueError:
+            self._event({"event": "odd_record", "level": "warning", "message": f"{len(data)} bytes of no known record"})
+            return
+        if isinstance(record, dict):
+            self._event(record)
+            return
+        matched = self.statistics.add(record)
+        if matched is not None and self._trace is not None:
+            self._trace.write(_trace_line(matched))
+
+    def output(self, text: str) -> None:
+        """A line that something inside the policy process printed."""
+        self._event({"event": "policy_output", "level": "warning", "message": f"policy process: {text}"})
+
+    def _event(self, record: dict[str, Any]) -> None:
+        kind = record["event"]
+        if kind == "state":
+            self._state = str(record["state"])
+        elif kind == "stop":
+            self.statistics.stops[str(record["reason"])] += 1
+            known = self.statistics.stage_ms(record["stage"], 3000) if record.get("stage") in _TIMED else []
+            if known:
+                record["message"] += f" (p99 is {percentile(known, 99):.1f} ms)"
+        elif kind == "end":
+            self.farewell = record
+            return
+        self._clear_live()
+        self._log.write(record)
+
+    def tick(self, now_ns: int) -> None:
+        """What is due by the clock: the live line, the summary of the minute."""
+        if self._live and now_ns >= self._next_live_ns:
+            self._next_live_ns = now_ns + (LIVE_EVERY_NS if self._overwrite else LIVE_LINE_EVERY_NS)
+            line = self._live_line(now_ns)
+            with suppress(BrokenPipeError):
+                sys.stdout.write(f"\r\x1b[2K{line}" if self._overwrite else line + "\n")
+                sys.stdout.flush()
+        if now_ns >= self._next_summary_ns:
+            self._next_summary_ns = now_ns + SUMMARY_EVERY_NS
+            self._event({"event": "summary", "level": "info", "message": self._headline(), **self._figures()})
+
+    def _live_line(self, now_ns: int) -> str:
+        recent = self.statistics.stage_ms("frame_to_wire", 500)
+        stops = self.statistics.stops
+        return (
+            f"{self._state:<9} {self.statistics.rate_hz(now_ns):5.1f} Hz   frame to wire p50 "
+            f"{percentile(recent, 50):5.2f} ms, p99 {percentile(recent, 99):5.2f} ms   "
+            f"missed deadlines {stops['deadline_missed']}   stops {stops.total()}"
+        )
+
+    def _clear_live(self) -> None:
+        if self._live and self._overwrite:
+            with suppress(BrokenPipeError):
+                sys.stdout.write("\r\x1b[2K")
+                sys.stdout.flush()
+
+    def _headline(self) -> str:
+        s = self.statistics
+        stopped = ", ".join(f"{name} {count}" for name, count in s.stops.items()) or "none"
+        return f"{s.commands} commands ({s.holds} of them holds); stops: {stopped}"
+
+    def _figures(self) -> dict[str, Any]:
+        recent = self.statistics.stage_ms("frame_to_wire")
+        return {
+            "commands": self.statistics.commands,
+            "holds": self.statistics.holds,
+            "stops": dict(Counter(self.statistics.stops)),
+            "frame_to_wire_p50_ms": round(percentile(recent, 50), 3),
+            "frame_to_wire_p99_ms": round(percentile(recent, 99), 3),
+        }
+
+    def finish(self) -> None:
+        """The last words: the summary, and that the gate is gone if it did not say so itself."""
+        self._clear_live()
+        if self.farewell is None:
+            gone = "the gate ended without a word; the controller's own watchdog stops the robot"
+            self._log.write({"event": "gate_gone", "level": "error", "message": gone})
+        if self._live and self.statistics.commands:
+            with suppress(BrokenPipeError):
+                sys.stdout.write("\n".join(["", self._headline(), *self.statistics.table(), ""]))
+                sys.stdout.flush()
+        else:
+            self._log.write({"event": "summary", "level": "info", "message": self._headline(), **self._figures()})
+        if self._trace is not None:
+            self._trace.close()
+
+
+_TIMED = {"preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
+
+
+def _trace_line(cycle: Matched) -> str:
+    p, g = cycle.policy, cycle.gate
+    values = (
+        *(p.epoch, p.cycle, int(p.hold), p.frame, p.captured_ns, p.published_ns, p.started_ns, p.preprocess_ns),
+        *(p.h2d_ns, p.compute_ns, p.d2h_ns, p.postprocess_ns, p.sent_ns, g.received_ns, g.deadline_ns, g.written_ns),
+    )
+    return ",".join(map(str, values)) + "\n"
+
+
+def serve(reporter: Reporter, gate: socket.socket, policy: socket.socket, output_fd: int) -> None:
+    """Read until the gate's end closes, then what the policy process had still to say."""
+    pending = b""
+    watched: list[Any] = [gate, policy, output_fd]
+    while gate in watched:
+        readable = select.select(watched, [], [], LIVE_EVERY_NS / SECOND)[0]
+        for sock in (gate, policy):
+            if sock in readable:
+                data = sock.recv(MAX_RECORD_BYTES)
+                if data:
+                    reporter.take(data)
+                else:
+                    watched.remove(sock)
+        if output_fd in readable:
+            data = os.read(output_fd, 4096)
+            if not data:
+                watched.remove(output_fd)
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                reporter.output(line.decode("utf-8", "replace"))
+        reporter.tick(time.monotonic_ns())
+    reporter.finish()
+
+
+def main() -> None:
+    """Entry point of the process: descriptors of both sockets and of the policy process's output, then the format."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("fds", type=int, nargs=3)
+    parser.add_argument("--format", required=True)
+    parser.add_argument("--level", required=True)
+    parser.add_argument("--trace", type=Path)
+    parser.add_argument("--live", action="store_true")
+    arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with the gate, not before
+    trace = arguments.trace.open("w", encoding="ascii") if arguments.trace else None
+    log = Log(chosen_format(arguments.format), arguments.level)
+    gate, policy, output_fd = arguments.fds
+    serve(
+        Reporter(log, trace, live=arguments.live), socket.socket(fileno=gate), socket.socket(fileno=policy), output_fd
+    )
+
+
+if __name__ == "__main__":
+    main()

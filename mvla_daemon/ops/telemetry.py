@@ -1,0 +1,90 @@
+"""What the gate and the policy process tell the reporter: records over a socket that never makes them wait.
+
+A record that does not fit is dropped and counted. Events are JSON, since they are rare and for people; cycles are fixed
+structs, since there are fifty or more a second of them.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from dataclasses import astuple, dataclass
+from typing import Any, ClassVar, TypeAlias
+
+MAX_RECORD_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class GateCycle:
+    """A cycle as the gate saw it; `written_ns` is 0 where nothing was written."""
+
+    TYPE: ClassVar[int] = 1
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BIIqqqqq")
+    epoch: int
+    cycle: int
+    start_ns: int
+    deadline_ns: int
+    received_ns: int
+    written_ns: int
+    captured_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyCycle:
+    """A cycle as the policy process saw it: the moment at which each stage began, and the frame it was for."""
+
+    TYPE: ClassVar[int] = 2
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BIIBIqqqqqqqqq")
+    epoch: int
+    cycle: int
+    hold: bool
+    frame: int
+    captured_ns: int
+    published_ns: int
+    started_ns: int
+    preprocess_ns: int
+    h2d_ns: int
+    compute_ns: int
+    d2h_ns: int
+    postprocess_ns: int
+    sent_ns: int
+
+
+Cycle: TypeAlias = GateCycle | PolicyCycle
+_CYCLES: dict[int, type[Cycle]] = {GateCycle.TYPE: GateCycle, PolicyCycle.TYPE: PolicyCycle}
+
+
+class Telemetry:
+    """The sending end. `dropped` counts what the reporter was too slow, or not there, to take."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._socket.setblocking(False)
+        self.dropped = 0
+
+    def event(self, name: str, message: str, level: str = "info", **fields: Any) -> None:
+        """Something that people want to read, once."""
+        record = {"event": name, "message": message, "level": level, **fields}
+        self._send(json.dumps(record, default=str).encode()[:MAX_RECORD_BYTES])
+
+    def cycle(self, record: Cycle) -> None:
+        """One cycle's times."""
+        self._send(record.LAYOUT.pack(record.TYPE, *astuple(record)))
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError:
+            self.dropped += 1
+
+
+def unpack_record(data: bytes) -> Cycle | dict[str, Any]:
+    """A record as the reporter reads it; raises ValueError for what is none."""
+    cycle = _CYCLES.get(data[0]) if data else None
+    if cycle is not None and len(data) == cycle.LAYOUT.size:
+        return cycle(*cycle.LAYOUT.unpack(data)[1:])
+    record = json.loads(data)
+    if not isinstance(record, dict):
+        raise ValueError("an event record is a JSON object")  # noqa: TRY004 - the bytes are wrong, not the caller's type
+    return record

@@ -1,0 +1,91 @@
+"""Keeps one policy process running beside the gate, and gives up on one that does not stay alive."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+
+from mvla_daemon.core.admission import Mode
+from mvla_daemon.core.messages import SECOND
+from mvla_daemon.ops.child import PolicyChild
+
+MAX_RESTARTS = 5
+RESTART_WINDOW_NS = 60 * SECOND
+
+
+class PolicyKeeper:
+    """`start` makes a new policy process; `given_up` is the sentence once too many of them have ended."""
+
+    def __init__(self, start: Callable[[], PolicyChild]) -> None:
+        self._start = start
+        self._order = (0, Mode.IDLE)
+        self._restarts_ns: deque[int] = deque(maxlen=MAX_RESTARTS)
+        self._dismissed = False
+        self._pidfd = -1
+        self.child: PolicyChild | None = None
+        self.ready = False
+        self.restarts = 0
+        self.given_up = ""
+
+    def begin(self) -> None:
+        """Start the first policy process."""
+        self.child = self._start()
+        self._pidfd = os.pidfd_open(self.child.process.pid)
+        self.ready = False
+        self._dismissed = False
+
+    def filenos(self) -> list[int]:
+        """What select() has to watch: the socket of a process that is still trusted, and its end."""
+        if self.child is None:
+            return []
+        return [self._pidfd] if self._dismissed else [self.child.socket.fileno(), self._pidfd]
+
+    def order(self, epoch: int, mode: Mode) -> None:
+        """What the policy process is to do, now or once it is ready."""
+        self._order = (epoch, mode)
+        if self.child is not None and self.ready:
+            self.child.order(epoch, mode)
+
+    def on_ready(self) -> None:
+        """It has loaded: tell it what it is to do."""
+        self.ready = True
+        self.order(*self._order)
+
+    def renew(self) -> None:
+        """Replace it; the new one starts once the old one's end is seen, however long its memory takes to free."""
+        if self.child is not None and not self._dismissed:
+            self.child.kill()
+            self.ready = False
+            self._dismissed = True
+
+    def watch(self, readable: set[int], now_ns: int) -> str:
+        """Look after the process; how it ended, if it did so by itself just now."""
+        if self.child is None or self._pidfd not in readable:
+            return ""
+        status = self.child.ended()
+        if status is None:
+            return ""
+        dismissed = self._dismissed
+        self.stop()
+        if len(self._restarts_ns) == MAX_RESTARTS and now_ns - self._restarts_ns[0] < RESTART_WINDOW_NS:
+            self.given_up = (
+                f"The policy process ended {MAX_RESTARTS + 1} times within a minute; look for what it said in the log, "
+                f"mend that and start again."
+            )
+        else:
+            self._restarts_ns.append(now_ns)
+            self.restarts += 1
+            self.begin()
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return "" if dismissed else f"the policy process ended {how}"
+
+    def stop(self) -> None:
+        """End it for good."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.process.wait()
+            self.child.close()
+            os.close(self._pidfd)
+            self.child = None
+            self.ready = False
