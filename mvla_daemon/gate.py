@@ -308,7 +308,7 @@ class Gate:
         refusal = ""
         for effect in effects:
             if effect.do is Do.STOP:
-                self._stop(effect, why, due_ns, now_ns)
+                self._stop(effect, why, due_ns, now_ns, was_driving=before.phase is Phase.ARMED)
             elif effect.do is Do.REFUSE:
                 refusal = self._refusal = effect.text
                 self._announce.refused(refusal)
@@ -318,10 +318,11 @@ class Gate:
             self._announce.change(before, self._state, why)
         return refusal
 
-    def _stop(self, effect: Effect, why: str, due_ns: int | None, now_ns: int) -> None:
+    def _stop(self, effect: Effect, why: str, due_ns: int | None, now_ns: int, *, was_driving: bool) -> None:
         self._write(self._link.stop(effect.category, effect.reason, now_ns), now_ns)
         written_ns = time.monotonic_ns()
-        doing = self._keeper.child.board.read() if self._keeper.child is not None else None
+        child = self._keeper.child
+        doing = child.board.read() if child is not None and was_driving else None
         self._announce.stop(effect.reason, why, doing, due_ns=due_ns, written_ns=written_ns, driven_ns=self._driven_ns)
 
     def _do(self, effect: Effect, now_ns: int) -> None:

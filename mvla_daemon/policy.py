@@ -138,6 +138,8 @@ class PolicyProcess:
             self._wish, self._frame = wish, frame
         if epoch == self._epoch:
             self._offer(wish, frame, hold=False)
+        else:
+            self._board.write(self._cycle, Stage.WAIT_FRAME, monotonic_ns())
 
     def _hold(self) -> None:
         assert self._wish is not None

@@ -47,11 +47,11 @@ class ModelFile:
         self.constants.append(numpy_helper.from_array(np.array(values, dtype), name))
         return self
 
-    def node(self, kind: str, inputs: str, output: str, **attributes: object) -> ModelFile:
+    def node(self, kind: str, inputs: str, output: str, **attributes: Any) -> ModelFile:
         self.nodes.append(helper.make_node(kind, inputs.split(), [output], **attributes))
         return self
 
-    def save(self, path: Path, **options: object) -> Path:
+    def save(self, path: Path, **options: Any) -> Path:
         graph = helper.make_graph(self.nodes, "policy", self.inputs, self.outputs, self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         onnx.checker.check_model(model)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from itertools import product
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ def reference(image: ImageInput, bgr: NDArray[np.uint8], rotation: int) -> NDArr
     upright = np.ascontiguousarray(np.rot90(bgr, TURNS[rotation]))
     height, width = upright.shape[:2]
     rows, columns = image.size
-    fitted = np.zeros((rows, columns, 3), np.uint8)
+    fitted: NDArray[Any] = np.zeros((rows, columns, 3), np.uint8)
     if image.resize == "squash":
         fitted = cv2.resize(upright, (columns, rows), interpolation=cv2.INTER_LINEAR)
     elif image.resize == "letterbox":
@@ -48,7 +49,9 @@ def reference(image: ImageInput, bgr: NDArray[np.uint8], rotation: int) -> NDArr
         part = upright[top : top + tall, left : left + wide]
         fitted = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
     ordered = fitted[..., ::-1] if image.color == "RGB" else fitted
-    normal = (ordered.astype(np.float64) * image.scale - np.array(image.mean)) / np.array(image.std)
+    normal: NDArray[np.float64] = (ordered.astype(np.float64) * image.scale - np.array(image.mean)) / np.array(
+        image.std
+    )
     return normal[None] if image.layout == "NHWC" else normal.transpose(2, 0, 1)[None]
 
 

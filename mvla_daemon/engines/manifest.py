@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -199,29 +200,31 @@ def _sentence(detail: ErrorDetails) -> str:
 
 def _check_files(path: Path, manifest: Manifest) -> None:
     """Hold every file of the policy against its sha256, and the list of files against what the model uses."""
-    missing: list[str] = []
-    wrong: list[str] = []
+    listed: dict[Path, str | None] = {manifest.model: None, **manifest.sha256}
+    problems = [problem for file, said in listed.items() if (problem := _file_problem(file, said))]
     used = {manifest.model} | ({manifest.inputs.instruction.table} if manifest.inputs.instruction else set())
-    for file in {manifest.model: None, **manifest.sha256}:
-        try:
-            found, said = sha256_of(file), manifest.sha256.get(file)
-            used |= external_files(file) if file == manifest.model else set()
-        except FileNotFoundError:
-            missing.append(f"there is no file {file}: put it there, or mend its name in the manifest")
-        except OSError as error:
-            wrong.append(f"{file} cannot be read ({error.strerror}): mend its permissions")
-        else:
-            wrong += [_wrong_hash(file, found, said)] if said not in {None, found} else []
-    wrong += [
-        f"{file.name} has no sha256 in the manifest: add it, as `sha256sum {file}` shows it"
+    with suppress(OSError):  # a model that cannot be read is among the problems already
+        used |= external_files(manifest.model)
+    problems += [
+        (ExitCode.CONFIG, f"{file.name} has no sha256 in the manifest: add it, as `sha256sum {file}` shows it")
         for file in sorted(used - manifest.sha256.keys())
     ]
-    if wrong or missing:
-        raise refusal(path, missing + wrong, ExitCode.CONFIG if wrong else ExitCode.NO_INPUT)
+    if problems:
+        exit_code = max(exit_code for exit_code, _ in problems)  # CONFIG is above NO_INPUT
+        raise refusal(path, [sentence for _, sentence in problems], exit_code)
 
 
-def _wrong_hash(file: Path, found: str, said: str | None) -> str:
-    return (
+def _file_problem(file: Path, said: str | None) -> tuple[ExitCode, str] | None:
+    """What is wrong with a file whose sha256 the manifest gives as `said`, if at all."""
+    try:
+        found = sha256_of(file)
+    except FileNotFoundError:
+        return ExitCode.NO_INPUT, f"there is no file {file}: put it there, or mend its name in the manifest"
+    except OSError as error:
+        return ExitCode.CONFIG, f"{file} cannot be read ({error.strerror}): mend its permissions"
+    if said in {None, found}:
+        return None
+    return ExitCode.CONFIG, (
         f"wrong sha256: {file.name} has {found}, the manifest says {said}: "
         "fetch the file again, or if it is the one you mean, put its sha256 in the manifest"
     )

@@ -82,4 +82,5 @@ class Announcer:
             fields["late_us"] = (written_ns - due_ns) // 1000
         if driven_ns:
             fields["since_velocity_us"] = (written_ns - driven_ns) // 1000
-        self._telemetry.event("stop", f"STOP {reason.label}: {why}", "error", **fields)
+        level = "info" if reason in {Reason.OPERATOR, Reason.SHUTDOWN} else "error"
+        self._telemetry.event("stop", f"STOP {reason.label}" + (f": {why}" if why else ""), level, **fields)

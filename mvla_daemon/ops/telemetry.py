@@ -63,7 +63,7 @@ class Telemetry:
         self._socket.setblocking(False)
         self.dropped = 0
 
-    def event(self, name: str, message: str, level: str = "info", **fields: Any) -> None:
+    def event(self, name: str, message: str, level: str = "info", /, **fields: Any) -> None:
         """Something that people want to read, once."""
         record = {"event": name, "message": message, "level": level, **fields}
         self._send(json.dumps(record, default=str).encode()[:MAX_RECORD_BYTES])
