@@ -331,7 +331,7 @@ class Gate:
                 self._write(self._link.arm(now_ns), now_ns)
             case Do.DRIVE:
                 self.ever_armed = True
-                self._backlog = 0
+                self._backlog = self._driven_ns = 0
                 self._order(Mode.DRIVE, now_ns)
             case Do.REHEARSE:
                 if self._state.phase is Phase.ARMING:

@@ -133,11 +133,14 @@ class PolicyProcess:
         self._begin(Stage.PREPROCESS)
         epoch = self._epoch
         wish = await self._loop.run_in_executor(self._thinker.executor, self._thinker.think, frame, self._cycle)
-        if epoch == self._epoch or self._mode is Mode.DRIVE:
-            # A rehearsal's action may be held in the drive that follows it; nothing from before a stop may.
-            self._wish, self._frame = wish, frame
         if epoch == self._epoch:
+            self._wish, self._frame = wish, frame
             self._offer(wish, frame, hold=False)
+        elif self._mode is Mode.DRIVE:
+            # The rehearsals have just become a drive, whose deadline runs already: the cycle that was under way counts
+            # for nothing, but its action may be held. Nothing from before a stop may.
+            self._wish, self._frame = wish, frame
+            self._hold()
         else:
             self._board.write(self._cycle, Stage.WAIT_FRAME, monotonic_ns())
 

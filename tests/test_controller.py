@@ -522,6 +522,14 @@ def test_ttl_and_watchdog_running_out_together_both_count(armed: Bench) -> None:
     assert (armed.state, armed.controller.faults) == (STOPPING, TTL_RAN_OUT)
 
 
+def test_a_stop_forgets_the_ttl(armed: Bench) -> None:
+    armed.drive(100_000, ttl_ms=500)
+    armed.stop()
+    armed.at(200).arm(SESSION + 1, watchdog_ms=1000)
+    armed.at(600)
+    assert (armed.state, armed.controller.faults) == (ARMED, 0)
+
+
 # STOP
 
 
@@ -542,7 +550,8 @@ def test_other_categories_ramp_down_and_only_2_holds(driving: Bench, category: i
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "drive_on"), [(2, 2, True), (2, 1, False), (1, 2, False), (0, 2, False), (2, 0, False)]
+    ("first", "then", "drive_on"),
+    [(2, 2, True), (2, 1, False), (3, 2, False), (1, 2, False), (0, 2, False), (2, 0, False)],
 )
 @pytest.mark.parametrize("then_ms", [320, 900])
 def test_a_further_stop_only_tightens(driving: Bench, first: int, then: int, drive_on: bool, then_ms: int) -> None:
@@ -552,6 +561,19 @@ def test_a_further_stop_only_tightens(driving: Bench, first: int, then: int, dri
         assert (driving.state, driving.vx) == (STOPPED, 0.0)
     assert driving.at(900).state == STOPPED
     assert driving.controller.drive_on is drive_on
+
+
+@pytest.mark.parametrize("decel_mm_s2", [1, 3000, 1999, 65535])
+def test_state_3_begins_where_the_ramp_has_reached_zero(decel_mm_s2: int) -> None:
+    bench = Bench(Controller(decel_mm_s2=decel_mm_s2))
+    bench.hello()
+    bench.arm()
+    bench.drive(1_000)
+    bench.at(20).stop()
+    while bench.state == STOPPING:
+        assert bench.vx > 0
+        bench.at(bench.controller.next_tick_ns(round(bench.now_ms * MS)) / MS)
+    assert (bench.state, bench.vx) == (STOPPED, 0.0)
 
 
 def test_a_further_stop_does_not_start_the_ramp_anew(driving: Bench) -> None:

@@ -32,6 +32,7 @@ class Port:
     reader: wire.WireReader = field(default_factory=wire.WireReader)
 
     def send(self, kind: str, session: int, seq: int, **fields: int) -> None:
+        assert select.select([], [self.fd], [], 5)[1], "the controller does not read"
         os.write(self.fd, wire.encode(kind, session, seq, **fields))
 
     def wait_for(self, kind: str, within_s: float = 5.0, **wanted: int) -> wire.WireFrame:
@@ -64,9 +65,7 @@ def path_told(process: subprocess.Popen[bytes]) -> str:
 
 
 def open_port(path: str) -> Port:
-    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
-    tty.setraw(fd)
-    return Port(fd)
+    return Port(os.open(path, os.O_RDWR | os.O_NOCTTY))
 
 
 def test_the_process_serves_a_daemon_that_comes_goes_and_dies(process: subprocess.Popen[bytes]) -> None:
@@ -74,10 +73,10 @@ def test_the_process_serves_a_daemon_that_comes_goes_and_dies(process: subproces
     port = open_port(path)
     port.send("HELLO", 0, 1, nonce=77)
     assert port.wait_for("IDENTITY").fields["nonce"] == 77
-    port.send("ARM", SESSION, 2, watchdog_ms=200)
+    port.send("ARM", SESSION, 2, watchdog_ms=500)
     armed = port.wait_for("STATUS", state=ARMED)
-    assert (armed.session, armed.fields["watchdog_ms"], armed.fields["host_seq"]) == (SESSION, 200, 2)
-    port.send("VELOCITY", SESSION, 3, cycle=0, ttl_ms=200, vx=100_000, vy=0, wz=0)
+    assert (armed.session, armed.fields["watchdog_ms"], armed.fields["host_seq"]) == (SESSION, 500, 2)
+    port.send("VELOCITY", SESSION, 3, cycle=0, ttl_ms=500, vx=100_000, vy=0, wz=0)
     port.wait_for("STATUS", host_seq=3, vx=100_000)
     tripped = port.wait_for("STATUS", state=TRIPPED)
     assert (tripped.fields["faults"], tripped.fields["vx"]) == (TTL_RAN_OUT, 0)

@@ -62,7 +62,7 @@ def reference(image: ImageInput, bgr: NDArray[np.uint8], rotation: int) -> NDArr
     ),
 )
 def test_fast_and_slow_agree(layout: str, dtype: str, resize: str, rotation: int) -> None:
-    for color, (height, width) in (("RGB", (48, 65)), ("BGR", (65, 47))):
+    for color, (height, width) in (("RGB", (48, 65)), ("BGR", (65, 47)), ("RGB", (81, 40))):
         image = spec(layout=layout, dtype=dtype, resize=resize, color=color)
         bgr = picture(height, width)
         out = np.full(image.shape, 77, dtype)

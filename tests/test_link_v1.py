@@ -50,7 +50,13 @@ GOOD = Packet(0x1234, 77, KeepAlive())
 
 U8, U16, U32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
 I32 = st.integers(-(2**31), 2**31 - 1)
-STRATEGY_OF: dict[int, st.SearchStrategy[Any]] = {1: U8, 2: U16, 4: U32, -4: I32, 16: st.binary(min_size=16, max_size=16)}
+STRATEGY_OF: dict[int, st.SearchStrategy[Any]] = {
+    1: U8,
+    2: U16,
+    4: U32,
+    -4: I32,
+    16: st.binary(min_size=16, max_size=16),
+}
 
 
 def values_of(vector: dict[str, Any]) -> list[int | bytes]:

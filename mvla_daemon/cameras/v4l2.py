@@ -116,7 +116,8 @@ class V4l2Camera:
             )
         self._jpeg = int(video.get(cv2.CAP_PROP_FOURCC)) in _JPEG_FORMATS
         if self._jpeg:
-            # OpenCV's own conversion ignores a JPEG that it can't decode and hands out the picture before it again.
+            # OpenCV's own conversion does not tell of a JPEG that was cut short: it gives the part that came, and the
+            # rest of the picture before it.
             video.set(cv2.CAP_PROP_CONVERT_RGB, 0)
 
     def _request(self, video: Any) -> None:

@@ -98,10 +98,8 @@ class Admission:
         """
         self.mode = mode
         self.epoch = (self.epoch + 1) & 0xFFFFFFFF
-        if mode is Mode.DRIVE:
-            self.schedule.resume(self.schedule.last_start_ns)
-        else:
-            self.schedule.begin(now_ns)
+        self.schedule.begin(self.schedule.last_start_ns if mode is Mode.DRIVE else now_ns)
+        if mode is not Mode.DRIVE:
             self.last_completed_ns = now_ns
         self.watch.reset()
         self._guard.reset(now_ns)

@@ -44,13 +44,9 @@ class CycleSchedule:
     deadline_ns: int = 0
     """When the next command must be here, whether its cycle has begun or not."""
 
-    def begin(self, now_ns: int) -> None:
-        """Forget everything; the first start is expected within T from now."""
+    def begin(self, start_ns: int) -> None:
+        """Forget all cycles; `start_ns` stands as the last start, so the first one is expected within T of it."""
         self.last_cycle = None
-        self.resume(now_ns)
-
-    def resume(self, start_ns: int) -> None:
-        """Forget what is outstanding, but keep counting cycles; `start_ns` stands as the last start."""
         self.outstanding = False
         self.last_start_ns = start_ns
         self.deadline_ns = start_ns + self.period_ns + self.allowed_ns

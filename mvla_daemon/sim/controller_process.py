@@ -92,7 +92,6 @@ def open_pair() -> tuple[int, str]:
     The daemon's end stays open here too, so that a daemon may close it and come back.
     """
     controller_fd, daemon_fd = os.openpty()
-    tty.setraw(controller_fd)
     tty.setraw(daemon_fd)
     return controller_fd, os.ttyname(daemon_fd)
 

@@ -87,7 +87,7 @@ class Motors:
         """Raise a bit of `hardware_faults`; motion ends in state 5."""
         self.hardware_faults |= fault
         if self.moving:
-            self._begin_stop(ControllerState.FAULT, min(self._category, 1))
+            self._begin_stop(ControllerState.FAULT, self._category)
         self._tighten(1)
 
     def next_event_ns(self) -> int | None:

@@ -1,0 +1,147 @@
+"""The scenes of the whole-daemon tests: a small clip with something moving in it, and small real policies."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.onnx_models import ModelFile
+from tests.rig import Scene
+
+SIZE = (120, 160)
+
+MANIFEST = """\
+name = "{name}"
+model = "{name}.onnx"
+sha256 = {{ "{name}.onnx" = "{sha256}" }}
+weights = "random"
+
+[inputs.image]
+tensor = "images"
+layout = "NCHW"
+dtype = "float32"
+size = [32, 32]
+color = "RGB"
+resize = "squash"
+scale = 0.00392156862745098
+{state}
+[[axis]]
+name = "linear_x"
+tensor = "actions"
+index = 0
+scale = 1.0
+offset = 0.0
+unit = "m/s"
+
+[[axis]]
+name = "angular_z"
+tensor = "actions"
+index = 1
+scale = 1.0
+offset = 0.0
+unit = "rad/s"
+"""
+STATE = """
+[[state]]
+input = "count"
+output = "counted"
+"""
+
+
+def write_clip(path: Path, pictures: int, *, still: bool = False, value: int = 200) -> Path:
+    height, width = SIZE
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 50, (width, height))
+    assert writer.isOpened()
+    for number in range(pictures):
+        picture = np.full((height, width, 3), 60, np.uint8)
+        at = 0 if still else (number * 7) % (width - 20)
+        picture[40:80, at : at + 20] = value
+        writer.write(picture)
+    writer.release()
+    return path
+
+
+def write_manifest(folder: Path, name: str, *, state: bool = False) -> Path:
+    digest = hashlib.sha256((folder / f"{name}.onnx").read_bytes()).hexdigest()
+    manifest = folder / f"{name}.toml"
+    manifest.write_text(MANIFEST.format(name=name, sha256=digest, state=STATE if state else ""))
+    return manifest
+
+
+def steady_model(gain: float) -> ModelFile:
+    """Actions [1, 2]: the mean brightness of the picture times a gain, and a small turn."""
+    return (
+        ModelFile()
+        .input("images", "float32", [1, 3, 32, 32])
+        .output("actions", "float32", [1, 2])
+        .constant("gain", [[gain, 0.1]])
+        .node("ReduceMean", "images", "mean", axes=[1, 2, 3], keepdims=0)
+        .constant("shape", [1, 1], "int64")
+        .node("Reshape", "mean shape", "brightness")
+        .node("Mul", "brightness gain", "actions")
+    )
+
+
+def counting_model(cycles: int) -> ModelFile:
+    """As the steady one, but from its `cycles`-th inference after a reset on its answer is NaN: sqrt(cycles - n)."""
+    return (
+        ModelFile()
+        .input("images", "float32", [1, 3, 32, 32])
+        .input("count", "float32", [1, 1])
+        .output("actions", "float32", [1, 2])
+        .output("counted", "float32", [1, 1])
+        .constant("one", [[1.0]])
+        .constant("limit", [[float(cycles)]])
+        .constant("gain", [[0.3, 0.1]])
+        .constant("zero", [[0.0]])
+        .node("ReduceMean", "images", "mean", axes=[1, 2, 3], keepdims=0)
+        .constant("shape", [1, 1], "int64")
+        .node("Reshape", "mean shape", "brightness")
+        .node("Add", "count one", "counted")
+        .node("Sub", "limit counted", "left")
+        .node("Sqrt", "left", "root")
+        .node("Mul", "root zero", "nothing")
+        .node("Add", "brightness nothing", "poisoned")
+        .node("Mul", "poisoned gain", "actions")
+    )
+
+
+def slow_model(products: int) -> ModelFile:
+    """As the steady one, after so many products of 512x512 matrices (one takes about a millisecond and more)."""
+    model = steady_model(0.3)
+    model.nodes.pop()
+    model.constant("matrix", np.eye(512)).constant("flat", [1, 1, 1, 1], "int64").constant("ones", np.ones((512, 512)))
+    model.node("Reshape", "mean flat", "scalar4").constant("square", [1, 1], "int64").node(
+        "Reshape", "scalar4 square", "scalar"
+    ).node("Mul", "ones scalar", "product0")
+    for number in range(products):
+        model.node("MatMul", f"product{number} matrix", f"product{number + 1}")
+    model.node("ReduceMean", f"product{products}", "average", axes=[0, 1], keepdims=1)
+    return model.node("Mul", "average gain", "actions")
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the clip and the policies that most tests share."""
+    folder = tmp_path_factory.mktemp("studio")
+    write_clip(folder / "moving.avi", 100)
+    write_clip(folder / "still.avi", 100, still=True)
+    for name, model in {
+        "steady": steady_model(0.5),
+        "outrageous": steady_model(1e30),
+        "slow": slow_model(40),
+    }.items():
+        model.save(folder / f"{name}.onnx")
+        write_manifest(folder, name)
+    counting_model(60).save(folder / "poisoned.onnx")
+    write_manifest(folder, "poisoned", state=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scene(studio: Path) -> Scene:
+    return Scene(studio / "moving.avi", studio / "steady.toml")

@@ -1,0 +1,272 @@
+"""A whole daemon on a real pty: started, watched at the far end of the wire, provoked, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from tests.far_end import CHUNK
+from tests.wire import WireFrame, WireReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 20.0
+"""For what must happen but not at a certain moment, on a machine that may be busy."""
+
+CONFIG = """\
+[control]
+rate_hz = {rate_hz}
+deadline_ms = {deadline_ms}
+max_frame_age_ms = {max_frame_age_ms}
+
+[camera]
+source = "file://{clip}"
+width = {width}
+height = {height}
+fps = {fps}
+
+[policy]
+manifest = "{manifest}"
+
+[motor]
+port = "{port}"
+watchdog_ms = {watchdog_ms}
+
+[safety]
+arm = "auto"
+bench_test = true
+recover_cycles = 5
+max_stops = 1000
+
+[log]
+format = "json"
+"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a daemon in a test looks at and thinks with."""
+
+    clip: Path
+    manifest: Path
+    width: int = 160
+    height: int = 120
+    fps: int = 50
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The times of a run. What is not about time runs at a calm pace, so that a busy machine changes no result."""
+
+    rate_hz: int
+    deadline_ms: int
+    max_frame_age_ms: int
+    watchdog_ms: int
+
+
+CALM = Pace(10, 100, 500, 500)
+REAL = Pace(50, 20, 100, 100)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A frame and when its last byte was read at the far end."""
+
+    at_ns: int
+    frame: WireFrame
+
+    @property
+    def kind(self) -> str:
+        return self.frame.kind
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "LD_LIBRARY_PATH"}}
+    return {**kept, "HOME": str(folder), "RUNTIME_DIRECTORY": str(folder / "run"), "PYTHONUNBUFFERED": "1"}
+
+
+def command(config: Path, *words: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "mvla_daemon", "--config", str(config), *words]
+
+
+class Rig:
+    """Use as a context manager; nothing it started survives it."""
+
+    def __init__(self, folder: Path, scene: Scene, *, pace: Pace = CALM, port: str | None = None) -> None:
+        self.folder = folder
+        self.config = folder / "config.toml"
+        self._log_path = folder / "wire.log"
+        self._scene = scene
+        self._port = port
+        self._pace = pace
+        self._daemon: subprocess.Popen[str] | None = None
+        self._far: subprocess.Popen[str] | None = None
+        self._log_at = 0
+        self._reader = WireReader()
+        self.wire: list[Timed] = []
+        self._stderr: IO[str] | None = None
+
+    def __enter__(self) -> Rig:
+        self._far = subprocess.Popen(
+            [sys.executable, "-m", "tests.far_end", str(self._log_path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._far.stdout is not None
+        self.port = self._port or self._far.stdout.readline().strip()
+        scene = self._scene
+        self.config.write_text(
+            CONFIG.format(
+                clip=scene.clip,
+                manifest=scene.manifest,
+                width=scene.width,
+                height=scene.height,
+                fps=scene.fps,
+                port=self.port,
+                **asdict(self._pace),
+            )
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._daemon, self._far):
+            if process is not None:
+                process.kill()
+                process.wait()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream is not None:
+                        stream.close()
+        if self._stderr is not None:
+            self._stderr.close()
+
+    # --- the daemon ---
+
+    def start(self, *words: str) -> None:
+        if self._stderr is not None:
+            self._stderr.close()
+        self._stderr = (self.folder / "stderr.log").open("w")
+        self._daemon = subprocess.Popen(
+            command(self.config, *words),
+            cwd=ROOT,
+            env=environment(self.folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._stderr,
+            text=True,
+        )
+
+    def start_driving(self, *words: str) -> None:
+        self.start(*words)
+        self.wait_for("VELOCITY")
+
+    @property
+    def pid(self) -> int:
+        assert self._daemon is not None
+        return self._daemon.pid
+
+    def wait(self) -> int:
+        assert self._daemon is not None
+        return self._daemon.wait(PATIENCE_S)
+
+    def said(self) -> str:
+        return (self.folder / "stderr.log").read_text()
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("kind") == kind]
+
+    def policy_pid(self) -> int:
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            if "mvla_daemon.policy" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+        raise AssertionError("the daemon has no policy process")
+
+    def tell(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(self.config, *words),
+            cwd=ROOT,
+            env=environment(self.folder),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+
+    # --- the far end ---
+
+    def far_pid(self) -> int:
+        assert self._far is not None
+        return self._far.pid
+
+    def far(self, words: str) -> None:
+        assert self._far is not None
+        assert self._far.stdin is not None
+        self._far.stdin.write(words + "\n")
+        self._far.stdin.flush()
+
+    def read_wire(self) -> list[Timed]:
+        """All frames so far; any that can't be decoded fails the test."""
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_at)
+            data = log.read()
+        at = 0
+        while len(data) - at >= CHUNK.size:
+            at_ns, length = CHUNK.unpack_from(data, at)
+            if len(data) - at < CHUNK.size + length:
+                break
+            chunk = data[at + CHUNK.size : at + CHUNK.size + length]
+            self.wire += [Timed(at_ns, frame) for frame in self._reader.feed(chunk)]
+            at += CHUNK.size + length
+        self._log_at += at
+        assert self._reader.undecodable == []
+        return self.wire
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not true():
+            assert time.monotonic() < end, f"no {what} within {PATIENCE_S} s; the daemon said:\n{self.said()}"
+            time.sleep(0.005)
+
+    def wait_for(self, kind: str, after: int = 0, count: int = 1) -> list[Timed]:
+        """The frames of a kind from index `after` of the wire on, once there are enough."""
+
+        def found() -> list[Timed]:
+            return [timed for timed in self.read_wire()[after:] if timed.kind == kind]
+
+        self.wait_until(lambda: len(found()) >= count, f"{count} {kind}")
+        return found()
+
+
+def stop_time_ms(rig: Rig) -> float:
+    """Last VELOCITY to first STOP at the far end, of the newest stop."""
+    wire = rig.read_wire()
+    first_stop = next(i for i in range(len(wire) - 1, -1, -1) if wire[i].kind == "STOP" and wire[i - 1].kind != "STOP")
+    last = next(timed for timed in reversed(wire[:first_stop]) if timed.kind == "VELOCITY")
+    return (wire[first_stop].at_ns - last.at_ns) / 1e6
+
+
+def freeze(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+
+
+def thaw(pid: int) -> None:
+    os.kill(pid, signal.SIGCONT)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie that nobody has waited for counts)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
