@@ -21,9 +21,11 @@ from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.core.session import Rules
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.gate import LATE_WAKE_NS, Gate, GateSettings
+from mvla_daemon.helm import Crew
+from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.mvla import MvlaLink
-from mvla_daemon.motors.serial_port import SerialPort
 from mvla_daemon.ops import realtime
+from mvla_daemon.ops.announce import Announcer
 from mvla_daemon.ops.child import PolicyChild, Process, start_module
 from mvla_daemon.ops.control import ControlServer, socket_path
 from mvla_daemon.ops.telemetry import Telemetry
@@ -53,21 +55,23 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         cores = os.sched_getaffinity(0)
         signals_fd = stack.enter_context(_signals())
         port_path = stack.enter_context(_simulated_controller()) if config.simulated else config.motor.port
-        port = SerialPort(port_path, config.motor.baud)
+        port = MotorPort(port_path, config.motor.baud)
         stack.callback(port.close)
         keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter))
         stack.callback(keeper.stop)
         keeper.begin()
-        gate = _gate(config, options, port, port_path, keeper, telemetry, signals_fd)
+        crew = _crew(config, port, keeper, telemetry)
+        gate = Gate(_settings(config, options), crew, telemetry, signals_fd)
         control = ControlServer(socket_path(config.path), gate.operate)
         stack.callback(control.close)
         _become_real_time(config, cores, telemetry)
         gate.serve(control)
-    if gate.farewell:
-        raise DaemonError(gate.farewell, gate.exit_code or ExitCode.OK)
-    if options.for_s is not None and not gate.ever_armed:
+    helm = gate.helm
+    if helm.farewell:
+        raise DaemonError(helm.farewell, helm.exit_code or ExitCode.OK)
+    if options.for_s is not None and not helm.ever_armed:
         raise DaemonError(f"The robot was never armed in {options.for_s:g} s; the log says why.", ExitCode.TRY_AGAIN)
-    return gate.exit_code or ExitCode.OK
+    return helm.exit_code or ExitCode.OK
 
 
 def _first_line(config: Config) -> str:
@@ -81,17 +85,9 @@ def _first_line(config: Config) -> str:
     )
 
 
-def _gate(
-    config: Config,
-    options: RunOptions,
-    port: SerialPort,
-    port_path: str,
-    keeper: PolicyKeeper,
-    telemetry: Telemetry,
-    signals_fd: int,
-) -> Gate:
+def _settings(config: Config, options: RunOptions) -> GateSettings:
     safety, control = config.safety, config.control
-    settings = GateSettings(
+    return GateSettings(
         rules=Rules(
             auto_arm=safety.arm == "auto",
             auto_recover=safety.recover == "auto",
@@ -100,29 +96,29 @@ def _gate(
             max_stops=safety.max_stops,
             stop_window_ns=round(safety.stop_window_s * SECOND),
         ),
-        port_path=port_path,
-        baud=config.motor.baud,
         late_wake_ns=max(10 * control.period_ns, LATE_WAKE_NS),
         policy_dead_ns=round(safety.policy_dead_after_ms * MS),
         end_ns=None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND),
     )
-    admission = Admission(
-        period_ns=control.period_ns,
-        allowed_ns=control.deadline_ns,
-        max_frame_age_ns=control.max_frame_age_ns,
-        frozen_after_ns=round(config.camera.frozen_after_ms * MS),
-        limits=config.limits.by_axis(),
-        rehearsals=safety.recover_cycles,
-    )
-    link = MvlaLink(watchdog_ms=config.motor.watchdog_ms, ttl_ms=config.ttl_ms, random_u32=lambda: secrets.randbits(32))
-    return Gate(
-        settings,
-        admission=admission,
-        link=link,
+
+
+def _crew(config: Config, port: MotorPort, keeper: PolicyKeeper, telemetry: Telemetry) -> Crew:
+    control = config.control
+    return Crew(
+        admission=Admission(
+            period_ns=control.period_ns,
+            allowed_ns=control.deadline_ns,
+            max_frame_age_ns=control.max_frame_age_ns,
+            frozen_after_ns=round(config.camera.frozen_after_ms * MS),
+            limits=config.limits.by_axis(),
+            rehearsals=config.safety.recover_cycles,
+        ),
+        link=MvlaLink(
+            watchdog_ms=config.motor.watchdog_ms, ttl_ms=config.ttl_ms, random_u32=lambda: secrets.randbits(32)
+        ),
         port=port,
         keeper=keeper,
-        telemetry=telemetry,
-        signals_fd=signals_fd,
+        announce=Announcer(telemetry),
     )
 
 

@@ -18,6 +18,8 @@ from tests.wire import WireFrame, WireReader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20.0
 """For what must happen but not at a certain moment, on a machine that may be busy."""
@@ -115,7 +117,7 @@ class Rig:
         self.wire: list[Timed] = []
         self._stderr: IO[str] | None = None
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         self._far = subprocess.Popen(
             [sys.executable, "-m", "tests.far_end", str(self._log_path)],
             cwd=ROOT,
@@ -251,9 +253,8 @@ class Rig:
 def stop_time_ms(rig: Rig) -> float:
     """Last VELOCITY to first STOP at the far end, of the newest stop."""
     wire = rig.read_wire()
-    first_stop = next(i for i in range(len(wire) - 1, -1, -1) if wire[i].kind == "STOP" and wire[i - 1].kind != "STOP")
-    last = next(timed for timed in reversed(wire[:first_stop]) if timed.kind == "VELOCITY")
-    return (wire[first_stop].at_ns - last.at_ns) / 1e6
+    at = max(i for i in range(1, len(wire)) if wire[i].kind == "STOP" and wire[i - 1].kind == "VELOCITY")
+    return (wire[at].at_ns - wire[at - 1].at_ns) / 1e6
 
 
 def freeze(pid: int) -> None:

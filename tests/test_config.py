@@ -104,7 +104,8 @@ def test_half_a_limit_keeps_the_other_half_of_its_own_axis(tmp_path: Path) -> No
 
 
 def test_a_whole_number_may_stand_for_a_real_one(tmp_path: Path) -> None:
-    assert load(tmp_path, "[limits.linear_x]\nmax = 1\naccel = 2").limits.linear_x.max == pytest.approx(1.0)
+    config = load(tmp_path, "[limits.linear_x]\nmax = 1\naccel = 2")
+    assert repr((config.limits.linear_x.max, config.camera.latency_ms)) == "(1.0, 0.0)"
 
 
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
@@ -227,6 +228,7 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("motor.watchdog_ms", ["60", "65535"], ["0", "-1", "65536", "100.0", "true"]),
         ("limits.linear_x.max", ["0.01", "2000"], ["0", "-0.5", "nan", "inf", "2000.1", "true"]),
         ("limits.linear_y.accel", ["0.01", "100"], ["0", "-1", "inf"]),
+        ("limits.angular_z.accel", ["0.01"], ["0", "-4", "nan"]),
         ("limits.angular_z.max", ["0.01", "2000"], ["0", "-1.5", "2001"]),
         ("limits.angular_z", [], ["1.5", "[1, 2]", '"fast"']),
         ("safety.arm", ['"manual"', '"auto"'], ['"no"', "true"]),
@@ -662,6 +664,17 @@ def toml_texts(draw: st.DrawFn) -> tuple[str, dict[tuple[str, ...], int]]:
 def test_the_line_of_every_key_is_found(written: tuple[str, dict[tuple[str, ...], int]]) -> None:
     text, lines = written
     assert key_lines(text) == lines
+
+
+def test_a_table_that_is_named_several_times_is_where_it_first_stands() -> None:
+    assert key_lines("[a.b]\n[a.c]\nd.e = 1\nd.f = 2\n") == {
+        ("a",): 1,
+        ("a", "b"): 1,
+        ("a", "c"): 2,
+        ("a", "c", "d"): 3,
+        ("a", "c", "d", "e"): 3,
+        ("a", "c", "d", "f"): 4,
+    }
 
 
 # The files that are shipped

@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,13 @@ ROAD = Path(__file__).parent.parent.parent / "shared" / "data" / "road.mp4"
 
 
 @pytest.fixture
-def rig(tmp_path: Path, scene: Scene):
+def rig(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
     with Rig(tmp_path, scene) as rig:
         yield rig
 
 
 @pytest.fixture
-def quick(tmp_path: Path, scene: Scene):
+def quick(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
     """At 50 Hz with the 20 ms deadline, for what is about time."""
     with Rig(tmp_path, scene, pace=REAL) as rig:
         yield rig
@@ -53,7 +54,7 @@ def nothing_moves_after_a_stop(rig: Rig) -> None:
             assert armed, "a VELOCITY outside an armed session"
 
 
-def test_a_drive_follows_the_protocol_from_hello_to_the_stop_at_the_end(rig: Rig):
+def test_a_drive_follows_the_protocol_from_hello_to_the_stop_at_the_end(rig: Rig) -> None:
     rig.start_driving()
     rig.wait_for("VELOCITY", count=40)
     os.kill(rig.pid, signal.SIGTERM)
@@ -73,7 +74,7 @@ def test_a_drive_follows_the_protocol_from_hello_to_the_stop_at_the_end(rig: Rig
     assert reasons(rig) == [SHUTDOWN]
 
 
-def test_it_begins_from_zero_and_stays_inside_the_limits(rig: Rig):
+def test_it_begins_from_zero_and_stays_inside_the_limits(rig: Rig) -> None:
     rig.start_driving("--set", "limits.linear_x={ max = 0.1, accel = 0.4 }")
     drive = rig.wait_for("VELOCITY", count=30)
     speeds = [timed.frame.number("vx") / 1e6 for timed in drive]
@@ -88,14 +89,14 @@ def test_it_begins_from_zero_and_stays_inside_the_limits(rig: Rig):
 
 
 @pytest.mark.timing
-def test_the_far_end_sees_a_command_every_20_ms(quick: Rig):
+def test_the_far_end_sees_a_command_every_20_ms(quick: Rig) -> None:
     quick.start_driving()
     drive = quick.wait_for("VELOCITY", count=150)
     gaps_ms = sorted((b.at_ns - a.at_ns) / 1e6 for a, b in itertools.pairwise(drive))
     assert 18 < statistics.median(gaps_ms) < 22
 
 
-def test_a_frozen_policy_process_is_stopped_for_and_its_end_is_latched(rig: Rig):
+def test_a_frozen_policy_process_is_stopped_for_and_its_end_is_latched(rig: Rig) -> None:
     rig.start_driving()
     pid = rig.policy_pid()
     freeze(pid)
@@ -115,7 +116,7 @@ def test_a_frozen_policy_process_is_stopped_for_and_its_end_is_latched(rig: Rig)
     assert rig.policy_pid() != pid
 
 
-def test_stops_repeat_until_confirmed_and_a_short_freeze_recovers(quick: Rig):
+def test_stops_repeat_until_confirmed_and_a_short_freeze_recovers(quick: Rig) -> None:
     quick.start_driving()
     pid = quick.policy_pid()
     quick.far("mute on")  # the controller's answers get lost, the STOPs do not
@@ -134,8 +135,8 @@ def test_stops_repeat_until_confirmed_and_a_short_freeze_recovers(quick: Rig):
 
 
 @pytest.mark.timing
-def test_sigstop_in_motion_is_answered_in_time(quick: Rig):
-    """Last VELOCITY to STOP at the far end, and the gate's own lateness; p50 over several tries, judged twice at most."""
+def test_sigstop_in_motion_is_answered_in_time(quick: Rig) -> None:
+    """Last VELOCITY to STOP at the far end, and the gate's own lateness: medians of several tries, with one retry."""
     quick.start_driving()
     for attempt in range(2):
         known = len(quick.events("stop"))
@@ -165,7 +166,7 @@ def one_sigstop(rig: Rig) -> float:
     return took
 
 
-def test_a_killed_policy_process_means_a_stop_and_a_new_process_that_waits(rig: Rig):
+def test_a_killed_policy_process_means_a_stop_and_a_new_process_that_waits(rig: Rig) -> None:
     rig.start_driving()
     os.kill(rig.policy_pid(), signal.SIGKILL)
     rig.wait_for("STOP")
@@ -175,7 +176,7 @@ def test_a_killed_policy_process_means_a_stop_and_a_new_process_that_waits(rig: 
     nothing_moves_after_a_stop(rig)
 
 
-def test_when_the_gate_is_killed_the_policy_process_ends_and_the_controller_stops(rig: Rig):
+def test_when_the_gate_is_killed_the_policy_process_ends_and_the_controller_stops(rig: Rig) -> None:
     rig.start_driving()
     pid = rig.policy_pid()
     os.kill(rig.pid, signal.SIGKILL)
@@ -189,10 +190,10 @@ def test_when_the_gate_is_killed_the_policy_process_ends_and_the_controller_stop
     wire = rig.read_wire()[written:]
     # The restart begins disarmed: who is there, then an ARM that the tripped controller obeys only from standstill.
     assert wire[0].kind == "HELLO"
-    assert [kind for kind in (timed.kind for timed in wire) if kind not in {"HELLO", "KEEPALIVE"}][0] == "ARM"
+    assert next(kind for kind in (timed.kind for timed in wire) if kind not in {"HELLO", "KEEPALIVE"}) == "ARM"
 
 
-def test_a_gate_that_slept_stops_before_anything_else(rig: Rig):
+def test_a_gate_that_slept_stops_before_anything_else(rig: Rig) -> None:
     rig.start_driving()
     rig.wait_for("VELOCITY", count=20)
     freeze(rig.pid)
@@ -208,7 +209,7 @@ def test_a_gate_that_slept_stops_before_anything_else(rig: Rig):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_end_it_with_a_stop(rig: Rig, number: signal.Signals):
+def test_signals_end_it_with_a_stop(rig: Rig, number: signal.Signals) -> None:
     rig.start_driving()
     before = len(rig.read_wire())
     os.kill(rig.pid, number)
@@ -219,7 +220,7 @@ def test_signals_end_it_with_a_stop(rig: Rig, number: signal.Signals):
     nothing_moves_after_a_stop(rig)
 
 
-def test_an_operator_stops_arms_and_disarms(rig: Rig):
+def test_an_operator_stops_arms_and_disarms(rig: Rig) -> None:
     rig.start_driving()
     assert "armed" in rig.tell("status").stdout
     refused = rig.tell("arm")
@@ -235,7 +236,7 @@ def test_an_operator_stops_arms_and_disarms(rig: Rig):
     nothing_moves_after_a_stop(rig)
 
 
-def test_manual_arming_waits_for_the_operator(rig: Rig):
+def test_manual_arming_waits_for_the_operator(rig: Rig) -> None:
     rig.start("--set", "safety.arm=manual")
     rig.wait_until(lambda: bool(rig.events("policy_ready")), "policy")
     rig.wait_for("HELLO")
@@ -251,7 +252,7 @@ def test_manual_arming_waits_for_the_operator(rig: Rig):
         ("mute on", CONTROLLER_LOST),
     ],
 )
-def test_a_controller_that_misbehaves_is_stopped_and_latched(rig: Rig, provocation: str, reason: int):
+def test_a_controller_that_misbehaves_is_stopped_and_latched(rig: Rig, provocation: str, reason: int) -> None:
     rig.start_driving()
     rig.wait_for("VELOCITY", count=10)
     rig.far(provocation)
@@ -263,7 +264,7 @@ def test_a_controller_that_misbehaves_is_stopped_and_latched(rig: Rig, provocati
     nothing_moves_after_a_stop(rig)
 
 
-def test_a_line_that_nobody_reads_is_a_lost_controller(rig: Rig):
+def test_a_line_that_nobody_reads_is_a_lost_controller(rig: Rig) -> None:
     rig.start_driving()
     rig.wait_for("VELOCITY", count=10)
     freeze(rig.far_pid())
@@ -274,14 +275,14 @@ def test_a_line_that_nobody_reads_is_a_lost_controller(rig: Rig):
     nothing_moves_after_a_stop(rig)
 
 
-def test_a_controller_that_is_unplugged_is_port_lost(rig: Rig):
+def test_a_controller_that_is_unplugged_is_port_lost(rig: Rig) -> None:
     rig.start_driving()
     rig.far("hang_up")
     rig.wait_until(lambda: "latched" in rig.said(), "latch")
     assert "port_lost" in rig.said()
 
 
-def test_a_frozen_camera_is_noticed_by_its_pictures(tmp_path: Path, studio: Path):
+def test_a_frozen_camera_is_noticed_by_its_pictures(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, clip="still") as rig:
         rig.start()
         stops = rig.wait_for("STOP")
@@ -289,7 +290,7 @@ def test_a_frozen_camera_is_noticed_by_its_pictures(tmp_path: Path, studio: Path
         rig.wait_until(lambda: "latched" in rig.said(), "latch")
 
 
-def test_a_nan_stops_the_robot_and_never_reaches_the_wire(tmp_path: Path, studio: Path):
+def test_a_nan_stops_the_robot_and_never_reaches_the_wire(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, policy="poisoned") as rig:
         rig.start_driving()
         stops = rig.wait_for("STOP")
@@ -299,7 +300,7 @@ def test_a_nan_stops_the_robot_and_never_reaches_the_wire(tmp_path: Path, studio
         assert rig.tell("arm").stdout == "armed\n"
 
 
-def test_a_policy_that_asks_for_the_impossible_is_never_armed(tmp_path: Path, studio: Path):
+def test_a_policy_that_asks_for_the_impossible_is_never_armed(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, policy="outrageous") as rig:
         rig.start()
         rig.wait_until(lambda: bool(rig.events("refused")), "refusal")
@@ -307,7 +308,7 @@ def test_a_policy_that_asks_for_the_impossible_is_never_armed(tmp_path: Path, st
         assert [timed.kind for timed in rig.read_wire() if timed.kind in {"ARM", "VELOCITY"}] == []
 
 
-def test_a_policy_that_needs_too_long_is_refused_with_its_budget(tmp_path: Path, studio: Path):
+def test_a_policy_that_needs_too_long_is_refused_with_its_budget(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, policy="slow") as rig:
         rig.start("--set", "safety.arm=manual", "--set", "control.deadline_ms=20")
         rig.wait_until(lambda: bool(rig.events("policy_ready")), "policy")
@@ -320,7 +321,7 @@ def test_a_policy_that_needs_too_long_is_refused_with_its_budget(tmp_path: Path,
 
 
 @pytest.mark.skipif(not ROAD.exists(), reason="the recorded drive is not here")
-def test_a_real_drive_at_25_fps_gives_50_commands_a_second(tmp_path: Path, studio: Path):
+def test_a_real_drive_at_25_fps_gives_50_commands_a_second(tmp_path: Path, studio: Path) -> None:
     with Rig(tmp_path, Scene(ROAD, studio / "steady.toml", 960, 540, 25), pace=REAL) as rig:
         rig.start_driving("--trace", str(tmp_path / "trace.csv"))
         drive = rig.wait_for("VELOCITY", count=150)

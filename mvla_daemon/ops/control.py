@@ -68,8 +68,17 @@ class ControlServer:
         """What select() has to watch."""
         return [self.socket.fileno(), *self._clients]
 
-    def accept(self, now_ns: int) -> None:
-        """Take one new client, or turn it away when there are too many."""
+    def serve(self, readable: set[int], now_ns: int) -> None:
+        """Answer who has asked, take one new client, drop those who never asked: a bounded amount of work a wake."""
+        for fd in readable.intersection(self._clients):
+            self._answer(fd)
+        if self.socket.fileno() in readable:
+            self._accept(now_ns)
+        for fd in [fd for fd, (_, since_ns) in self._clients.items() if now_ns - since_ns > PATIENCE_NS]:
+            self._clients.pop(fd)[0].close()
+            self.refused += 1
+
+    def _accept(self, now_ns: int) -> None:
         with suppress(OSError):
             client, _ = self.socket.accept()
             if len(self._clients) >= MAX_CLIENTS:
@@ -79,8 +88,7 @@ class ControlServer:
             client.setblocking(False)
             self._clients[client.fileno()] = (client, now_ns)
 
-    def serve(self, fd: int) -> None:
-        """Answer one client; at most one request of a few bytes is read in a wake."""
+    def _answer(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)
         with client, suppress(OSError):
             request = client.recv(MAX_REQUEST_BYTES).decode("ascii", "replace").strip()
@@ -90,12 +98,6 @@ class ControlServer:
                 credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 answer = self._operate(request, struct.unpack("3i", credentials)[1])
             client.send(json.dumps(answer).encode()[:MAX_REPLY_BYTES])
-
-    def tidy(self, now_ns: int) -> None:
-        """Drop clients that never asked."""
-        for fd in [fd for fd, (_, since_ns) in self._clients.items() if now_ns - since_ns > PATIENCE_NS]:
-            self._clients.pop(fd)[0].close()
-            self.refused += 1
 
     def close(self) -> None:
         """Stop listening and take the socket away."""

@@ -1,0 +1,130 @@
+"""What cannot work is refused with one sentence that says what to do, the right exit code, and nothing moved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Rig, Scene
+from tests.wire import WireReader
+
+USAGE, NO_INPUT, UNAVAILABLE, CONFIG = 64, 66, 69, 78
+
+
+@pytest.fixture
+def rig(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
+    with Rig(tmp_path, scene) as rig:
+        yield rig
+
+
+def refused(rig: Rig, code: int, *mentions: str, words: tuple[str, ...] = ()) -> None:
+    """Run with these words; it must end with this code and say these things, and never have driven."""
+    done = rig.tell("--for", "8", *words)
+    assert done.returncode == code, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    for mention in mentions:
+        assert mention in done.stderr
+    assert said.endswith((".", "]")) or ": " in said
+    assert {timed.kind for timed in rig.read_wire()} <= {"HELLO", "STOP"}
+
+
+def test_an_unknown_key(rig: Rig) -> None:
+    rig.config.write_text(rig.config.read_text().replace("rate_hz", "rate_hertz"))
+    refused(rig, CONFIG, "config.toml:2", "rate_hertz", "rate_hz")
+
+
+def test_a_missing_configuration(rig: Rig) -> None:
+    rig.config.unlink()
+    refused(rig, CONFIG, str(rig.config))
+
+
+def test_all_that_is_wrong_at_once(rig: Rig) -> None:
+    refused(
+        rig, CONFIG, "control.rate_hz", "motor.baud", words=("--set", "control.rate_hz=0", "--set", "motor.baud=fast")
+    )
+
+
+def test_a_recording_and_a_real_port(rig: Rig) -> None:
+    refused(rig, CONFIG, "bench_test", words=("--set", "safety.bench_test=false"))
+
+
+def test_a_missing_manifest(rig: Rig) -> None:
+    refused(rig, NO_INPUT, "nothing.toml", words=("--set", "policy.manifest=nothing.toml"))
+
+
+def test_a_missing_model(rig: Rig, studio: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "steady.toml"
+    manifest.write_text((studio / "steady.toml").read_text())
+    refused(rig, NO_INPUT, "steady.onnx", words=("--set", f"policy.manifest={manifest}"))
+
+
+def test_another_model_than_the_manifest_says(rig: Rig, studio: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "steady.toml"
+    manifest.write_text((studio / "steady.toml").read_text())
+    (tmp_path / "steady.onnx").write_bytes((studio / "slow.onnx").read_bytes())
+    refused(rig, CONFIG, "sha256", words=("--set", f"policy.manifest={manifest}"))
+
+
+def test_a_missing_clip(rig: Rig) -> None:
+    refused(rig, NO_INPUT, "nothing.avi", words=("--set", "camera.source=file://nothing.avi"))
+
+
+def test_a_clip_of_another_size(rig: Rig) -> None:
+    refused(rig, CONFIG, "160", "320", words=("--set", "camera.width=320"))
+
+
+def test_an_absent_camera(rig: Rig) -> None:
+    refused(rig, UNAVAILABLE, "/dev/video77", words=("--set", "camera.source=/dev/video77"))
+
+
+def test_an_absent_port(rig: Rig) -> None:
+    refused(rig, UNAVAILABLE, "/dev/ttyNOTHING", words=("--set", "motor.port=/dev/ttyNOTHING"))
+
+
+def test_a_port_that_is_no_port(rig: Rig) -> None:
+    refused(rig, UNAVAILABLE, "/dev/null", words=("--set", "motor.port=/dev/null"))
+
+
+def test_a_port_where_nobody_is_home(rig: Rig) -> None:
+    """It hears HELLO and nothing else, as a modem or a GPS would."""
+    ours, theirs = os.openpty()
+    tty.setraw(ours)
+    tty.setraw(theirs)
+    try:
+        refused(rig, UNAVAILABLE, "identify", words=("--set", f"motor.port={os.ttyname(theirs)}"))
+        heard = WireReader().feed(os.read(ours, 65536))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert len(heard) > 10
+    assert {frame.kind for frame in heard} == {"HELLO"}
+
+
+def test_a_port_that_another_daemon_has(rig: Rig, tmp_path: Path, scene: Scene) -> None:
+    rig.start_driving()
+    (tmp_path / "second").mkdir()
+    with Rig(tmp_path / "second", scene, port=rig.port) as second:
+        done = second.tell("--for", "5")
+    assert done.returncode == UNAVAILABLE
+    assert "in use" in done.stderr
+    before = len(rig.read_wire())
+    rig.wait_for("VELOCITY", after=before, count=5)
+
+
+def test_a_command_that_does_not_exist(rig: Rig) -> None:
+    done = rig.tell("dance")
+    assert done.returncode == USAGE
+    assert "dance" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["stop", "arm", "disarm", "status"])
+def test_asking_where_no_daemon_runs(rig: Rig, word: str) -> None:
+    done: subprocess.CompletedProcess[str] = rig.tell(word)
+    assert done.returncode == UNAVAILABLE
+    assert "No daemon answers" in done.stderr
