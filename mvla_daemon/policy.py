@@ -32,7 +32,7 @@ from mvla_daemon.engines.base import EngineError
 from mvla_daemon.engines.instruction import embedding_for
 from mvla_daemon.engines.manifest import Manifest, load_manifest
 from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
-from mvla_daemon.engines.thinker import Thinker
+from mvla_daemon.engines.thinker import EngineThread, Thinker
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.link import BoardWriter, pack_command, pack_failed, pack_ready, pack_start, unpack_mode
 from mvla_daemon.ops import realtime
@@ -74,6 +74,7 @@ class PolicyProcess:
     async def run(self) -> None:
         """Load, then think until the gate goes away."""
         self._loop = asyncio.get_running_loop()
+        self._engine = EngineThread(self._loop)
         self._loop.add_reader(self._gate, self._hear_gate)
         manifest, self._thinker = await self._load()
         camera = open_camera(self._config)
@@ -97,7 +98,7 @@ class PolicyProcess:
         engine = OnnxRuntimeEngine(manifest, embedding_for(manifest, self._config.policy.instruction))
         camera = self._config.camera
         thinker = Thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
-        await self._loop.run_in_executor(thinker.executor, thinker.load)
+        await self._engine.call(thinker.load)
         return manifest, thinker
 
     async def _first_frame(self, camera: Camera, capture: CaptureThread) -> None:
@@ -132,7 +133,7 @@ class PolicyProcess:
     async def _think(self, frame: Frame) -> None:
         self._begin(Stage.PREPROCESS)
         epoch = self._epoch
-        wish = await self._loop.run_in_executor(self._thinker.executor, self._thinker.think, frame, self._cycle)
+        wish: Velocity = await self._engine.call(self._thinker.think, frame, self._cycle)
         if epoch == self._epoch:
             self._wish, self._frame = wish, frame
             self._offer(wish, frame, hold=False)
@@ -198,7 +199,7 @@ class PolicyProcess:
             self._shaper.reset(monotonic_ns())
             if self._mode is not Mode.DRIVE:
                 self._wish = self._frame = None
-            self._thinker.executor.submit(self._thinker.reset)
+            self._engine.call(self._thinker.reset)
         self._poke()
 
     # --- waiting ---

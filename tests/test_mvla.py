@@ -765,7 +765,7 @@ def test_damage_never_makes_a_wrong_arming_or_a_stop_that_is_believed_and_not_so
                 drives += 1
                 world.drive(300)
             at_ms = world.stop()
-            assert world.run(2000, lambda: world.link.at_rest())  # noqa: B023 - called before the next round
+            assert world.run(2000, world.link.at_rest)
             assert world.controller.state in {DISARMED, STOPPED, TRIPPED}
             assert world.controller.velocity == Velocity()
             assert world.stops_since(at_ms)

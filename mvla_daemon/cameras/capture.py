@@ -7,13 +7,14 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mvla_daemon.cameras.base import CameraError, Capture, PictureError
 from mvla_daemon.core.messages import MS, SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from mvla_daemon.cameras.base import Camera
@@ -25,6 +26,8 @@ _BLACK_BELOW = 16
 """A picture without one sample as bright as this is black: 16 is video black, and a covered sensor's noise is less."""
 _BLACK_STEP = 16
 """Every 16th row and column is looked at: 1,200 pixels of 640x480."""
+_CRC_STEP = 4
+"""The CRC is of every fourth row: a sensor's noise is in all of them, and a whole 640x480 picture costs 0.2 ms."""
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 2.0
 _REJECTED_PAUSE_S = 0.001
@@ -58,6 +61,7 @@ class CaptureThread:
         )
         self._camera = camera
         self._slot = slot
+        self._sample = np.ascontiguousarray(slot.writable()[::_CRC_STEP])
         self._on_frame = on_frame
         self._on_event = on_event
         self._latency_ns = round(latency_ms * MS)
@@ -112,7 +116,8 @@ class CaptureThread:
             self._reject(fault)
             return
         captured_ns = self._captured_ns(capture, now_ns)
-        self._slot.publish(captured_ns, capture.number, zlib.crc32(pixels.data))
+        np.copyto(self._sample, pixels[::_CRC_STEP])
+        self._slot.publish(captured_ns, capture.number, zlib.crc32(self._sample.data))
         self._published_ns = (self._published_ns[1], now_ns)
         self.counts["published"] += 1
         self._on_frame()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Frame:
     """A camera picture; `pixels`, (height, width, channels) uint8, belong to the reader until its next `take`.
 
-    `number` is the source's own count, `sequence` counts what was published (1, 2, 3, …), `crc` is the CRC-32 of all
-    bytes of `pixels`; times are CLOCK_MONOTONIC.
+    `number` is the source's own count, `sequence` counts what was published (1, 2, 3, …), `crc` is the publisher's
+    CRC-32 of the picture; times are CLOCK_MONOTONIC.
     """
 
     pixels: NDArray[np.uint8]

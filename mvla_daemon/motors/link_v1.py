@@ -140,7 +140,7 @@ def newer(seq: int, than: int) -> bool:
 def encode(packet: Packet) -> bytes:
     """The bytes of a packet, its closing zero included; raises `struct.error` for a value its field cannot hold."""
     body = packet.body
-    values = tuple(getattr(body, name) for name in body.__slots__)
+    values = [getattr(body, name) for name in body.__slots__]
     payload = _HEADER.pack(VERSION, body.TYPE, packet.session, packet.seq) + body.BODY.pack(*values)
     return _cobs_encode(payload + _CRC.pack(zlib.crc32(payload))) + b"\0"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 import termios
+from array import array
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class SerialPort:
     def __init__(self, path: str, baud: int) -> None:
         self.path = path
         self._broken = False
+        self._queued = array("i", [0])
         try:
             self._serial = _ExclusiveSerial(path, baud, timeout=0, write_timeout=0)
         except (OSError, ValueError, termios.error) as error:
@@ -88,10 +89,10 @@ class SerialPort:
     def queued_bytes(self) -> int:
         """Bytes written but not yet on the wire, as far as the driver knows (a pty always says 0)."""
         try:
-            (count,) = struct.unpack("i", fcntl.ioctl(self.fd, termios.TIOCOUTQ, b"\0\0\0\0"))
+            fcntl.ioctl(self.fd, termios.TIOCOUTQ, self._queued)
         except OSError as error:
             raise PortLostError(f"{self.path}: {error.strerror}") from error
-        return int(count)
+        return self._queued[0]
 
     def close(self) -> None:
         """Let go of the port; closing a port that is gone already is no error."""

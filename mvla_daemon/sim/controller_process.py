@@ -104,6 +104,7 @@ def open_port(path: str) -> int:
         settings = termios.tcgetattr(fd)
         settings[_INPUT_SPEED] = settings[_OUTPUT_SPEED] = termios.B921600
         settings[_CONTROL_FLAGS] |= termios.CLOCAL | termios.CREAD
+        settings[_CONTROL_FLAGS] &= ~(termios.CSTOPB | termios.CRTSCTS)
         termios.tcsetattr(fd, termios.TCSANOW, settings)
     except (OSError, termios.error) as error:
         raise DaemonError(

@@ -1,0 +1,91 @@
+# Everything from a bare Debian or Ubuntu with git, make and python3: `make run`, `make test`. See `make help`.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types demo lock clean venv
+# What a user's shell sets for other projects must not change what is installed, tested or run here.
+unexport $(filter PYTHON% PYTEST_% MYPY% RUFF_% VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_CONSTRAINT \
+	PIP_REQUIRE_VIRTUALENV PIP_NO_BINARY PIP_NO_DEPS PIP_DRY_RUN,$(.VARIABLES))
+
+help:  ## this list
+	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12] [VENV=folder]"
+	sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile
+
+run: demo  ## the daemon on the simulated robot; ARGS='--for 10' ends it after 10 s
+	@exec "$(VENV)/bin/mvla-daemon" --config config.toml --live $(ARGS)
+
+test: venv  ## all tests; ARGS='tests/test_link_v1.py -x' for some
+	@exec "$(VENV)/bin/python" -m pytest $(ARGS)
+
+lint: venv  ## ruff: rules and format
+	@"$(VENV)/bin/ruff" check
+	exec "$(VENV)/bin/ruff" format --check
+
+types: venv  ## mypy, strict
+	@exec "$(VENV)/bin/python" -m mypy
+
+demo: venv  ## the clip and the network that `make run` shows, in build/demo
+	@exec "$(VENV)/bin/python" scripts/make_demo.py --out build/demo
+
+lock:  ## requirements.lock anew from pyproject.toml (needs uv)
+	@exec scripts/lock.sh $(ARGS)
+
+clean:  ## removes what was built, the environment too
+	@if [ -e "$(VENV)/.made-by-make" ]; then rm -rf "$(VENV)"; fi
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mvla_daemon scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment is made once, and again when its recipe has changed: the locked versions, the project's metadata, the
+# interpreter, or the place (scripts in an environment hold its full path).
+venv:
+	@say() { echo "$$*" >&2; }
+	python='$(PYTHON)' venv='$(VENV)'
+	if ! command -v "$$python" >/dev/null; then
+		say "There is no $$python: install it with 'sudo apt install python3 python3-venv'."
+		exit 69
+	fi
+	about=$$("$$python" -c 'import platform, sys; print("%s %s %s %s" % (sys.version_info[:2] +
+		(platform.python_implementation(), getattr(sys, "base_prefix", ""))))')
+	read -r major minor implementation _ <<<"$$about"
+	if [ "$$major $$implementation" != "3 CPython" ] || ((minor < 10 || minor > 13)); then
+		say "$$python is $$implementation $$major.$$minor, but CPython 3.10 to 3.13 is needed: install one, for example" \
+			"with 'sudo apt install python3.12 python3.12-venv', and name it with 'make PYTHON=python3.12'."
+		exit 69
+	fi
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+		say "$$python cannot make environments: install its venv with 'sudo apt install python3.$$minor-venv'."
+		exit 69
+	fi
+	mark=$$venv/.made-by-make
+	stamp=$$(echo "$$about $$PWD $$venv"; sha256sum requirements.lock pyproject.toml)
+	if [ "$$(cat "$$mark" 2>/dev/null)" = "$$stamp" ]; then exit 0; fi
+	if [ -e "$$venv" ] && [ ! -e "$$mark" ]; then
+		say "$$venv was not made by this Makefile: remove it yourself, or choose another folder with VENV=folder."
+		exit 73
+	fi
+	rm -rf "$$venv"
+	mkdir -p "$$venv"
+	touch "$$mark"
+	log=$$venv/setup.log
+	quietly() {
+		if ! "$$@" >>"$$log" 2>&1; then
+			tail -n 20 "$$log" >&2
+			say "The set-up has failed; the lines above say why, and $$log has them all. Run make again once it is mended."
+			exit 75
+		fi
+	}
+	pip() { quietly "$$venv/bin/python" -m pip --disable-pip-version-check --no-input "$$@"; }
+	say "Setting up $$venv with Python 3.$$minor (once, about a minute; it takes 0.5 GB and downloads a fifth of that)"
+	say "  1/3 an empty environment"
+	quietly "$$python" -m venv "$$venv"
+	say "  2/3 the packages of requirements.lock"
+	pip install --require-hashes --only-binary :all: --requirement requirements.lock
+	say "  3/3 mvla-daemon itself"
+	pip install --no-deps --no-build-isolation --editable .
+	pip check
+	echo "$$stamp" >"$$mark"
