@@ -257,15 +257,15 @@ def _set_up(config: Config, cores: set[int]) -> None:
 def main() -> None:
     """Entry point: the gate's pid, then the descriptors of socket, board and telemetry; settings on standard input."""
     parent_pid, gate_fd, board_fd, telemetry_fd = map(int, sys.argv[1:5])
-    realtime.die_with_parent(parent_pid)
     gate = socket.socket(fileno=gate_fd)
-    settings = json.load(sys.stdin)
-    config = Config.model_validate(settings["config"], strict=False)
-    _set_up(config, set(settings["cores"]))
-    process = PolicyProcess(config, gate, BoardWriter(board_fd), Telemetry(socket.socket(fileno=telemetry_fd)))
     run: Callable[[Any], None] = uvloop.run
     try:
-        run(process.run())
+        realtime.die_with_parent(parent_pid)
+        settings = json.load(sys.stdin)
+        config = Config.model_validate(settings["config"], strict=False)
+        _set_up(config, set(settings["cores"]))
+        telemetry = Telemetry(socket.socket(fileno=telemetry_fd))
+        run(PolicyProcess(config, gate, BoardWriter(board_fd), telemetry).run())
     except Exception as error:  # noqa: BLE001 - whatever it is, the gate has to be told, and this process ends
         with suppress(OSError):
             gate.send(pack_failed(*_failure(error)))

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mvla_daemon.cameras.base import CameraError, PictureError, load_opencv
+from mvla_daemon.cameras.base import CameraError, PictureError
 from mvla_daemon.cameras.file import FileCamera
 from mvla_daemon.cameras.slot import NewestFrameSlot
 from mvla_daemon.cameras.v4l2 import V4l2Camera, decode_jpeg
 from mvla_daemon.errors import DaemonError
+from mvla_daemon.opencv import load_opencv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

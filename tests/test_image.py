@@ -129,7 +129,7 @@ def test_a_rotation_by_other_than_a_quarter_is_refused() -> None:
 def test_without_opencv_there_is_a_sentence() -> None:
     code = (
         "import sys; sys.modules['cv2'] = None\n"
-        "from mvla_daemon.core.image import load_opencv\n"
+        "from mvla_daemon.opencv import load_opencv\n"
         "from mvla_daemon.errors import DaemonError\n"
         "try: load_opencv()\n"
         "except DaemonError as error: print(error); sys.exit(error.exit_code)\n"

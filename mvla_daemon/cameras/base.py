@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mvla_daemon.errors import DaemonError, ExitCode
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import numpy as np
     from numpy.typing import NDArray
-
-_V4L2_WAIT_S = 2
-"""How long OpenCV may wait for a picture before the camera counts as lost; its own 10 s would put off reopening."""
 
 
 class CameraError(DaemonError):
@@ -64,20 +57,3 @@ class Camera(Protocol):
 
     def close(self) -> None:
         """Let go of the device, at once or as soon as a `read` that is under way returns."""
-
-
-def load_opencv() -> ModuleType:
-    """The module cv2, imported on first use and kept to one thread; raises CameraError where it can't be imported."""
-    # A lost camera is reported once, by us; OpenCV would write a warning at every attempt to get it back.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(_V4L2_WAIT_S))
-    try:
-        cv2 = importlib.import_module("cv2")
-    except ImportError as error:
-        raise CameraError(
-            f"OpenCV cannot be imported ({error}): pip install 'mvla-daemon[opencv]', or on a Jetson use JetPack's own "
-            "with a virtual environment made with --system-site-packages"
-        ) from error
-    # Its pool's threads spin between pictures, on the cores that the policy needs.
-    cv2.setNumThreads(1)
-    return cv2

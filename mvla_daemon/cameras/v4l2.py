@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvla_daemon.cameras.base import CameraError, Capture, PictureError, load_opencv
+from mvla_daemon.cameras.base import CameraError, Capture, PictureError
 from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.errors import ExitCode
+from mvla_daemon.opencv import load_opencv
 
 if TYPE_CHECKING:
     from types import ModuleType

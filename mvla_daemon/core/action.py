@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
+from mvla_daemon.core.limits import without_denormals
 from mvla_daemon.core.messages import AXES, Velocity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from mvla_daemon.engines.manifest import Axis
-
-SMALLEST_NORMAL = 2.0**-126
-"""The smallest normal number of IEEE 754 binary32, in which models answer; what is nearer to zero is denormal."""
 
 
 class Values(Protocol):
@@ -42,9 +40,4 @@ def _read(axis: Axis | None, outputs: Mapping[str, Values]) -> float:
     if axis is None:
         return 0.0
     value = float(outputs[axis.tensor][axis.index])
-    return _flushed(_flushed(value) * axis.scale + axis.offset)
-
-
-def _flushed(value: float) -> float:
-    """The value, with 0 for a denormal."""
-    return 0.0 if abs(value) < SMALLEST_NORMAL else value
+    return without_denormals(without_denormals(value) * axis.scale + axis.offset)

@@ -6,29 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvla_daemon.errors import DaemonError, ExitCode
+from mvla_daemon.opencv import load_opencv
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from numpy.typing import NDArray
 
     from mvla_daemon.engines.manifest import ImageInput
 
 _CHANNELS = 3
-
-
-def load_opencv() -> ModuleType:
-    """The module `cv2`; raises DaemonError, UNAVAILABLE, where it is not installed or does not load."""
-    try:
-        import cv2  # noqa: PLC0415 - a robot without OpenCV gets a sentence when it is needed, no traceback at import
-    except ImportError as error:
-        sentence = (
-            f"OpenCV does not load ({error}): pip install 'mvla-daemon[opencv]', or on a Jetson make the virtual "
-            "environment with --system-site-packages so that it sees JetPack's own"
-        )
-        raise DaemonError(sentence, ExitCode.UNAVAILABLE) from None
-    return cv2
 
 
 class Preprocessor:

@@ -9,7 +9,8 @@ import ctypes
 import gc
 import os
 import signal
-import sys
+
+from mvla_daemon.errors import DaemonError, ExitCode
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MCL_CURRENT, _MCL_FUTURE = 1, 2  # <sys/mman.h>
@@ -19,10 +20,14 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends; ends it now where that has happened already."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """Have the kernel kill this process when its parent ends; DaemonError when `parent_pid` has ended already.
+
+    The signal follows the thread that started this process, so that has to be its parent's main one.
+    """
+    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise DaemonError(f"prctl: {os.strerror(ctypes.get_errno())}: this needs Linux", ExitCode.UNAVAILABLE)
     if os.getppid() != parent_pid:
-        sys.exit(0)
+        raise DaemonError(f"the process {parent_pid} is not the parent: start it from there", ExitCode.UNAVAILABLE)
 
 
 def use_fifo(priority: int) -> str:

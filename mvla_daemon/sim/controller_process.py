@@ -10,7 +10,6 @@ The process that starts it must do so from its main thread, since the parent-dea
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import select
 import signal
@@ -22,12 +21,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
+from mvla_daemon.ops.realtime import die_with_parent
 from mvla_daemon.sim.controller import Controller
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 4096
 _INPUT_SPEED, _OUTPUT_SPEED, _CONTROL_FLAGS = 4, 5, 2
 
@@ -114,15 +113,6 @@ def open_port(path: str) -> int:
     return fd
 
 
-def die_with_parent(parent_pid: int | None) -> None:
-    """Have the kernel kill this process when its parent ends; `DaemonError` when `parent_pid` has ended already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise DaemonError(f"prctl: {os.strerror(ctypes.get_errno())}: this needs Linux", ExitCode.UNAVAILABLE)
-    if parent_pid is not None and os.getppid() != parent_pid:
-        raise DaemonError(f"the process {parent_pid} is not the parent: start it from there", ExitCode.UNAVAILABLE)
-
-
 def _end(*_: object) -> NoReturn:
     raise SystemExit(ExitCode.OK)
 
@@ -136,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     try:
-        die_with_parent(chosen.parent_pid)
+        if chosen.parent_pid is not None:
+            die_with_parent(chosen.parent_pid)
         fd, path = (open_port(chosen.port), chosen.port) if chosen.port else open_pair()
         line = Line(fd)
         sys.stdout.write(f"{path}\n")
