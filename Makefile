@@ -61,6 +61,8 @@ venv:
 		say "$$python cannot make environments: install its venv with 'sudo apt install python3.$$minor-venv'."
 		exit 69
 	fi
+	exec 9<Makefile
+	flock 9  # two terminals must not set up at once
 	mark=$$venv/.made-by-make
 	stamp=$$(echo "$$about $$PWD $$venv"; sha256sum requirements.lock pyproject.toml)
 	if [ "$$(cat "$$mark" 2>/dev/null)" = "$$stamp" ]; then exit 0; fi
@@ -74,7 +76,7 @@ venv:
 	log=$$venv/setup.log
 	quietly() {
 		if ! "$$@" >>"$$log" 2>&1; then
-			tail -n 20 "$$log" >&2
+			grep -v '^Ignoring ' "$$log" | tail -n 20 >&2
 			say "The set-up has failed; the lines above say why, and $$log has them all. Run make again once it is mended."
 			exit 75
 		fi

@@ -22,6 +22,7 @@ from mvla_daemon.core.session import Rules
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.gate import LATE_WAKE_NS, Gate, GateSettings
 from mvla_daemon.helm import Crew
+from mvla_daemon.motors.link_v1 import Drive, Packet, encode
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.mvla import MvlaLink
 from mvla_daemon.ops import realtime
@@ -31,6 +32,7 @@ from mvla_daemon.ops.control import ControlServer, socket_path
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
 
+SLOW_LINE_SHARE = 0.05
 DOUBLE_START_S = 10.0
 REPORTER_END_S = 3.0
 """How long the last words may take; a reporter whose reader is gone is left alone after that."""
@@ -52,6 +54,7 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         reporter = stack.enter_context(_reporter(config, options))
         telemetry = reporter.telemetry
         telemetry.event("start", _first_line(config), "warning" if config.bench_test_active else "info")
+        _warn_of_slow_line(config, telemetry)
         cores = os.sched_getaffinity(0)
         signals_fd = stack.enter_context(_signals())
         port_path = stack.enter_context(_simulated_controller()) if config.simulated else config.motor.port
@@ -83,6 +86,19 @@ def _first_line(config: Config) -> str:
         f"{bench}mvla-daemon {__version__}: {kind}, pictures from {pictures}, {control.rate_hz:g} Hz, "
         f"deadline {control.deadline_ms:g} ms, watchdog {config.motor.watchdog_ms} ms"
     )
+
+
+def _warn_of_slow_line(config: Config, telemetry: Telemetry) -> None:
+    """A serial line takes ten bit times a byte (8N1), and that time is the deadline's too."""
+    packet = encode(Packet(1, 1, Drive(1, config.ttl_ms, 1, 1, 1)))
+    line_ms = len(packet) * 10_000 / config.motor.baud
+    if not config.simulated and line_ms > SLOW_LINE_SHARE * config.control.deadline_ms:
+        telemetry.event(
+            "slow_line",
+            f"at {config.motor.baud} baud a command takes {line_ms:.1f} ms on the line, beside a deadline of "
+            f"{config.control.deadline_ms:g} ms; raise motor.baud where the controller can",
+            "warning",
+        )
 
 
 def _settings(config: Config, options: RunOptions) -> GateSettings:

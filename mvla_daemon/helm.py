@@ -19,6 +19,7 @@ from mvla_daemon.ops.announce import Announcer
 from mvla_daemon.policy_keeper import PolicyKeeper
 
 BACKLOGGED_CYCLES = 2
+_HELD_STOPPED = frozenset({Phase.STOPPING, Phase.STOPPED, Phase.LATCHED})
 STOPS_AT_LAST = 100
 STOP_AT_LAST_EVERY_S = 0.01
 
@@ -95,7 +96,12 @@ class Helm:
         if timer_ns is not None and now_ns >= timer_ns:
             self.apply(Event(What.TICK, missing=self.missing()), now_ns)
         if self._port.fd is not None:
+            if self.state.phase in _HELD_STOPPED and not self._link.stopping:  # the port is back
+                self.write(self._link.stop(self._rules.stop_category, self._reason(), now_ns), now_ns)
             self.write(self._link.due(now_ns), now_ns)
+
+    def _reason(self) -> Reason:
+        return self.state.reason if self.state.reason is not None else Reason.INTERNAL
 
     def timer_ns(self) -> int | None:
         """The session's own timer; waiting to arm by itself has none while something is missing: an event ends that."""

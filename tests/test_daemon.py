@@ -236,6 +236,12 @@ def test_an_operator_stops_arms_and_disarms(rig: Rig) -> None:
     nothing_moves_after_a_stop(rig)
 
 
+def test_a_slow_line_is_said_at_the_start(rig: Rig) -> None:
+    rig.start("--set", "motor.baud=9600")
+    rig.wait_until(lambda: bool(rig.events("slow_line")), "warning")
+    assert "ms on the line" in str(rig.events("slow_line")[0]["event"])
+
+
 def test_manual_arming_waits_for_the_operator(rig: Rig) -> None:
     rig.start("--set", "safety.arm=manual")
     rig.wait_until(lambda: bool(rig.events("policy_ready")), "policy")

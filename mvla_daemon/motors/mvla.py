@@ -159,6 +159,11 @@ class MvlaLink:
         """Whether a controller has answered with our nonce since the port was opened."""
         return self.identity is not None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether STOP is being said again and again."""
+        return self._stop is not None
+
     def at_rest(self) -> bool:
         """Whether the controller reports standstill, and has taken our STOP where there is one."""
         return self._still >= STILL_REPORTS and self._stop_taken() and not self._in_motion_state()
@@ -262,10 +267,6 @@ class MvlaLink:
             self._first_stop_seq = self._seq
             self._still = 0
         return packet
-
-    def release(self) -> None:
-        """End the repetition of STOP: the session was ended in good order."""
-        self._stop = None
 
     def due(self, now_ns: int) -> bytes:
         """What has to be said again by now: HELLO, KEEPALIVE or STOP, or nothing."""
