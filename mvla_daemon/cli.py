@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mvla_daemon import __version__
-from mvla_daemon.config import Config, load_config
+from mvla_daemon.config import Config
+from mvla_daemon.config_load import load_config
 from mvla_daemon.errors import DaemonError, ExitCode
 
 ARM_WAIT_S = 8.0

@@ -1,28 +1,23 @@
 """The configuration: a TOML file read into frozen models; nothing wrong in it is ever guessed around.
 
-Units are in the names. `load_config` is the way in from a file: it checks every key, then how keys go together, and
-reports all that is wrong at once.
+Units are in the names. `config_load.load_config` is the way in from a file.
 """
 
 from __future__ import annotations
 
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from mvla_daemon.config_check import check
-from mvla_daemon.config_source import ConfigSource
 from mvla_daemon.core.limits import AxisLimit
 from mvla_daemon.core.messages import MS, SECOND
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 SIMULATED_PORT = "sim://"
 _V4L2 = "v4l2://"
-_RECORDING = "file://"
+RECORDING = "file://"
+"""How a recorded clip is named as a source."""
 _TTL_MARGIN_MS = 20
 """How long a command outlives its cycle's worst case, from motor link v1."""
 
@@ -93,19 +88,19 @@ class Camera(_Model):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        if (source.startswith(_RECORDING) and source != _RECORDING) or _is_device(source.removeprefix(_V4L2)):
+        if (source.startswith(RECORDING) and source != RECORDING) or _is_device(source.removeprefix(_V4L2)):
             return source
         raise ValueError("must be a camera's device (/dev/video0, v4l2:///dev/video0) or a recording (file://clip.avi)")
 
     @property
     def is_recorded(self) -> bool:
         """Whether the pictures come from a file instead of a live camera."""
-        return self.source.startswith(_RECORDING)
+        return self.source.startswith(RECORDING)
 
     @property
     def file_path(self) -> Path | None:
         """The recording, absolute after `load_config`; None for a live camera."""
-        return Path(self.source.removeprefix(_RECORDING)) if self.is_recorded else None
+        return Path(self.source.removeprefix(RECORDING)) if self.is_recorded else None
 
     @property
     def device(self) -> str | None:
@@ -252,20 +247,3 @@ class Config(Sections):
     def bench_test_active(self) -> bool:
         """Whether a real robot may move by a recording, wheels off the ground."""
         return self.safety.bench_test and self.camera.is_recorded and not self.motor.is_simulated
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a TOML file, with each `section.key=value` of `overrides` laid over it.
-
-    Raises DaemonError (exit code 78) with one line for each thing that is wrong, `FILE:LINE: section.key: what is wrong
-    and what to do`; one that came by an override begins with `--set section.key:`. Nothing but the file is opened.
-    """
-    source = ConfigSource.read(path, overrides)
-    sections = check(Sections, source)
-    source.raise_problems()
-    config = Config(path=path.resolve(), **dict(sections))
-    camera, policy = config.camera, config.policy
-    if camera.file_path is not None:
-        camera = camera.model_copy(update={"source": f"{_RECORDING}{config.resolve(camera.file_path)}"})
-    policy = policy.model_copy(update={"manifest": str(config.resolve(policy.manifest))})
-    return config.model_copy(update={"camera": camera, "policy": policy})

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mvla_daemon.config import Config, load_config
+from mvla_daemon.config import Config
+from mvla_daemon.config_load import load_config
 from mvla_daemon.config_source import key_lines
 from mvla_daemon.errors import DaemonError
 

@@ -1,4 +1,4 @@
-"""Checks a configuration: each key by the models, then how keys go together; all that is wrong is noted at once."""
+"""Reads a configuration: each key by the models, then how keys go together; all that is wrong is told at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 
-from mvla_daemon.config_source import dotted
+from mvla_daemon.config import RECORDING, Config, Sections
+from mvla_daemon.config_source import ConfigSource, dotted
 from mvla_daemon.core.messages import MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from pydantic_core import ErrorDetails
 
-    from mvla_daemon.config import Sections
-    from mvla_daemon.config_source import ConfigSource, KeyPath
+    from mvla_daemon.config_source import KeyPath
 
 _EXAMPLES = {
     "camera.source": 'source = "/dev/video0"',
@@ -26,6 +27,23 @@ _EXAMPLES = {
 }
 """What to write for the keys without a default: a guess could move a robot."""
 _LONGEST_SHOWN = 60
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a TOML file, with each `section.key=value` of `overrides` laid over it.
+
+    Raises DaemonError (exit code 78) with one line for each thing that is wrong, `FILE:LINE: section.key: what is wrong
+    and what to do`; one that came by an override begins with `--set section.key:`. Nothing but the file is opened.
+    """
+    source = ConfigSource.read(path, overrides)
+    sections = check(Sections, source)
+    source.raise_problems()
+    config = Config(path=path.resolve(), **dict(sections))
+    camera, policy = config.camera, config.policy
+    if camera.file_path is not None:
+        camera = camera.model_copy(update={"source": f"{RECORDING}{config.resolve(camera.file_path)}"})
+    policy = policy.model_copy(update={"manifest": str(config.resolve(policy.manifest))})
+    return config.model_copy(update={"camera": camera, "policy": policy})
 
 
 def check(sections: type[Sections], source: ConfigSource) -> Sections:

@@ -1,0 +1,572 @@
+"""What people are told: percentiles, the reporter as a real process, the journal's datagrams, and what gets dropped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvla_daemon.ops.journal import Journal, encode
+from mvla_daemon.ops.statistics import Statistics, percentile
+from mvla_daemon.ops.telemetry import GateCycle, PolicyCycle, Telemetry, unpack_record
+
+MS = 1_000_000
+SECOND = 1_000_000_000
+WAITED, PREPARED, TO_DEVICE, COMPUTED, FROM_DEVICE, AFTER, SENT, CHECKED = 3, 2, 0.25, 5, 0.5, 0.125, 1, 0.0625
+"""What the stages of `halves` take in ms, in order."""
+
+
+def halves(
+    cycle: int, *, compute_ms: float = COMPUTED, at_ns: int | None = None, hold: bool = False, written: bool = True
+) -> tuple[GateCycle, PolicyCycle]:
+    """A cycle as both processes tell it; by default one every 20 ms."""
+    edges = [10 * SECOND + cycle * 20 * MS if at_ns is None else at_ns]
+    for spent_ms in (WAITED, PREPARED, TO_DEVICE, compute_ms, FROM_DEVICE, AFTER, SENT, CHECKED):
+        edges.append(edges[-1] + round(spent_ms * MS))
+    captured, begun, h2d, compute, d2h, post, sent, received, out = edges
+    gate = GateCycle(1, cycle, begun, begun + 20 * MS, received, out if written else 0, captured)
+    return gate, PolicyCycle(
+        1, cycle, hold, cycle + 7, captured, captured + 1, begun, begun, h2d, compute, d2h, post, sent
+    )
+
+
+# --- percentiles ---
+
+
+def smallest_that_enough_are_not_above(values: list[float], share: str) -> float:
+    """The definition, counted out."""
+    enough = Fraction(share) / 100 * len(values)
+    return min(value for value in values if sum(other <= value for other in values) >= enough)
+
+
+@given(values=st.lists(st.floats(0, 100), min_size=1, max_size=60), share=st.sampled_from(["50", "90", "99", "99.9"]))
+def test_a_percentile_is_its_definition(values: list[float], share: str) -> None:
+    assert percentile(sorted(values), float(share)) == smallest_that_enough_are_not_above(values, share)
+
+
+@pytest.mark.parametrize("share", ["0", "1", "50", "90", "99", "99.9", "100"])
+def test_a_percentile_has_its_rank_for_every_number_of_values(share: str) -> None:
+    for count in range(1, 4000):
+        rank = max(1, -(-Fraction(share) * count // 100))
+        assert percentile(range(1, count + 1), float(share)) == rank, count
+
+
+def test_the_percentile_of_nothing_is_0() -> None:
+    assert percentile([], 99) == 0
+
+
+# --- statistics ---
+
+
+@given(data=st.data(), count=st.integers(1, 40))
+def test_halves_find_each_other_in_any_order(data: st.DataObject, count: int) -> None:
+    records = [record for cycle in range(count) for record in halves(cycle)]
+    statistics = Statistics()
+    matched = [found for record in data.draw(st.permutations(records)) if (found := statistics.add(record))]
+    assert sorted(found.gate.cycle for found in matched) == list(range(count))
+    assert all((found.gate, found.policy) == halves(found.gate.cycle) for found in matched)
+    assert statistics.commands == count
+    assert len(statistics.stage_ms("compute")) == count
+
+
+def test_a_stage_is_the_time_between_its_edges() -> None:
+    statistics = Statistics()
+    for record in halves(1):
+        statistics.add(record)
+    stages = {
+        "wait_frame": WAITED,
+        "preprocess": PREPARED,
+        "h2d": TO_DEVICE,
+        "compute": COMPUTED,
+        "d2h": FROM_DEVICE,
+        "postprocess": AFTER,
+        "send": SENT,
+        "gate": CHECKED,
+    }
+    assert {name: statistics.stage_ms(name)[0] for name in stages} == stages
+    assert statistics.stage_ms("frame_to_wire") == [pytest.approx(sum(stages.values()))]
+    assert [line.split()[0] for line in statistics.table()[1:-1]] == [*stages, "frame_to_wire"]
+
+
+def test_only_commands_that_were_written_from_a_new_frame_are_timed() -> None:
+    statistics = Statistics()
+    for cycle, (hold, written) in enumerate([(False, True), (True, True), (False, False), (True, False)]):
+        for record in halves(cycle, hold=hold, written=written):
+            statistics.add(record)
+    assert (statistics.commands, statistics.holds, len(statistics.stage_ms("send"))) == (2, 1, 1)
+
+
+def test_a_half_of_another_epoch_is_another_cycle() -> None:
+    gate, policy = halves(5)
+    statistics = Statistics()
+    assert statistics.add(replace(gate, epoch=2)) is None
+    assert statistics.add(policy) is None
+    assert statistics.add(gate) is not None
+
+
+@pytest.mark.parametrize(("others", "found"), [(200, True), (300, False)])
+def test_halves_without_their_other_half_are_forgotten_in_the_end(others: int, *, found: bool) -> None:
+    gate, policy = halves(0)
+    statistics = Statistics()
+    statistics.add(policy)
+    for cycle in range(1, others + 1):
+        statistics.add(halves(cycle)[cycle % 2])
+    assert (statistics.add(gate) is not None) is found
+
+
+def test_memory_is_bounded_and_the_newest_are_kept() -> None:
+    statistics = Statistics()
+    for cycle in range(66_000):
+        gate, policy = halves(cycle, compute_ms=1 if cycle < 65_990 else 2)
+        statistics.add(gate)
+        statistics.add(policy)
+    kept = statistics.stage_ms("compute")
+    assert len(kept) == 65_536
+    assert len(statistics.gaps_ms()) == 65_535
+    assert statistics.commands == 66_000
+    assert kept.count(2) == 10
+    assert statistics.stage_ms("compute", 10) == [2] * 10
+
+
+def test_the_rate_counts_the_last_second_and_gaps_leave_pauses_out() -> None:
+    statistics = Statistics()
+    for cycle in (0, 1, 2, 3, 200, 201):
+        statistics.add(halves(cycle)[0])
+    newest_ns = halves(201)[0].written_ns
+    assert statistics.rate_hz(newest_ns) == 2
+    assert statistics.rate_hz(newest_ns + 2 * SECOND) == 0
+    assert statistics.gaps_ms() == [20] * 4
+
+
+# --- records ---
+
+
+@pytest.mark.parametrize("record", halves(7, hold=True))
+def test_cycles_arrive_as_they_were_sent(record: GateCycle | PolicyCycle) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        Telemetry(ours).cycle(record)
+        assert unpack_record(theirs.recv(8192)) == record
+
+
+@given(data=st.binary(max_size=120))
+def test_other_bytes_are_a_value_error(data: bytes) -> None:
+    try:
+        record = unpack_record(data)
+    except ValueError:
+        return
+    assert isinstance(record, (dict, GateCycle, PolicyCycle))
+
+
+# --- the process ---
+
+
+@dataclass
+class Room:
+    """A reporter process and the ends that the gate and the policy process would hold."""
+
+    process: subprocess.Popen[bytes]
+    gate: Telemetry
+    gate_socket: socket.socket
+    policy: Telemetry
+    policy_socket: socket.socket
+    output_fd: int
+
+    def cycles(self, count: int, **fields: Any) -> None:
+        for cycle in range(count):
+            gate, policy = halves(cycle, **fields)
+            self.policy.cycle(policy)
+            self.gate.cycle(gate)
+
+    def leave(self) -> None:
+        """As the gate's end, however it came."""
+        self.gate_socket.close()
+        self.policy_socket.close()
+        if self.output_fd >= 0:
+            os.close(self.output_fd)
+            self.output_fd = -1
+
+    def last_words(self) -> tuple[str, str]:
+        """All of its stdout and stderr, once the gate has ended in good order."""
+        self.gate.event("end", "")
+        self.leave()
+        out, err = self.process.communicate(timeout=20)
+        assert self.process.returncode == 0
+        return out.decode(), err.decode()
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.last_words()[1].splitlines()]
+
+    def wait_for(self, text: str) -> None:
+        """Until its stderr has said this."""
+        assert self.process.stderr is not None
+        said = b""
+        while text.encode() not in said:
+            assert select.select([self.process.stderr], [], [], 20)[0], f"never said {text!r}"
+            piece = os.read(self.process.stderr.fileno(), 65536)
+            assert piece, f"ended without saying {text!r}, but {said!r}"
+            said += piece
+
+
+@pytest.fixture
+def enter() -> Iterator[Callable[..., Room]]:
+    rooms: list[Room] = []
+
+    def start(*words: str, style: str = "json", level: str = "info", env: dict[str, str] | None = None) -> Room:
+        ours, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs, policy = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        output, output_fd = os.pipe()
+        fds = (gate.fileno(), policy.fileno(), output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mvla_daemon.ops.reporter", *map(str, fds), "--format", style, "--level", level]
+            + list(words),
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "COLUMNS": "200", **(env or {})},
+        )
+        gate.close()
+        policy.close()
+        os.close(output)
+        rooms.append(Room(process, Telemetry(ours), ours, Telemetry(theirs), theirs, output_fd))
+        return rooms[-1]
+
+    yield start
+    for room in rooms:
+        room.leave()
+        room.process.kill()
+        room.process.communicate()
+
+
+Enter = Callable[..., Room]
+
+
+def test_json_has_every_field_and_console_has_the_sentence(enter: Enter) -> None:
+    rooms = [enter(style=style) for style in ("json", "auto", "console")]
+    for room in rooms:
+        room.gate.event("port", "serial port lost: gone", "error", port="/dev/ttyUSB0", tries=3)
+        room.policy.event("camera", "camera is back")
+    for room in rooms[:2]:
+        port, camera, _ = room.events()
+        assert (port["kind"], port["event"], port["level"]) == ("port", "serial port lost: gone", "error")
+        assert (port["port"], port["tries"]) == ("/dev/ttyUSB0", 3)
+        assert port["timestamp"].endswith("Z")
+        assert (camera["kind"], camera["event"], camera["level"]) == ("camera", "camera is back", "info")
+    console = rooms[2].last_words()[1].splitlines()
+    assert len(console) == 3
+    assert "serial port lost: gone" in console[0]
+    assert "ttyUSB0" not in console[0]
+    assert "\x1b" not in "".join(console)
+
+
+def test_what_is_below_the_level_is_not_written(enter: Enter) -> None:
+    room = enter(level="warning")
+    for level in ("debug", "info", "warning", "error"):
+        room.gate.event("x", level, level)
+    assert [event["event"] for event in room.events()] == ["warning", "error"]
+
+
+def test_a_stop_is_told_beside_the_usual_time_of_its_stage(enter: Enter) -> None:
+    room = enter()
+    for cycle in range(100):
+        gate, policy = halves(cycle, compute_ms=1 + cycle / 10)
+        room.policy.cycle(policy)
+        room.gate.cycle(gate)
+    room.gate.event("stop", "STOP deadline_missed: late", "error", reason="deadline_missed", stage="compute")
+    room.gate.event("stop", "STOP frame_stale: old", "error", reason="frame_stale", stage="wait_frame")
+    room.gate.event("stop", "STOP operator", reason="operator")
+    late, old, asked, summary = room.events()
+    assert late["event"] == "STOP deadline_missed: late (p99 is 10.8 ms)"
+    assert (old["event"], asked["event"]) == ("STOP frame_stale: old", "STOP operator")
+    assert summary["stops"] == {"deadline_missed": 1, "frame_stale": 1, "operator": 1}
+    assert summary["commands"] == 100
+    assert summary["frame_to_wire_p50_ms"] == pytest.approx(sum((3, 2, 0.25, 5.9, 0.5, 0.125, 1, 0.0625)))
+
+
+def test_the_trace_holds_every_cycle_that_both_have_told_of(enter: Enter, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    room = enter("--trace", str(path))
+    room.cycles(20, hold=True)
+    room.gate.cycle(halves(99)[0])
+    room.last_words()
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    columns = "epoch,cycle,hold,frame,captured_ns,published_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
+    columns += "postprocess_ns,sent_ns,received_ns,deadline_ns,written_ns"
+    assert list(rows[0]) == columns.split(",")
+    assert [int(row["cycle"]) for row in rows] == list(range(20))
+    for row in rows:
+        for half in halves(int(row["cycle"]), hold=True):
+            for name, value in row.items():
+                assert int(value) == getattr(half, name, int(value))
+
+
+def test_the_live_line_and_the_table_go_to_stdout(enter: Enter) -> None:
+    room = enter("--live")
+    room.gate.event("state", "armed: driving", state="armed")
+    room.cycles(50)
+    out, _ = room.last_words()
+    assert "50 commands (0 of them holds); stops: none" in out
+    assert [name in out for name in ("wait_frame", "compute", "frame_to_wire", "command gap")] == [True] * 4
+    assert "Hz" in out
+    assert "\x1b" not in out
+
+
+def test_what_the_policy_process_prints_becomes_records(enter: Enter) -> None:
+    room = enter()
+    os.write(room.output_fd, b"libfoo: half a li")
+    room.gate.event("x", "between")
+    os.write(room.output_fd, b"ne\nsecond \xff\xfe line\n")
+    told = {event["event"]: event for event in room.events()}
+    assert told["policy process: libfoo: half a line"]["level"] == "warning"
+    assert told["policy process: second \ufffd\ufffd line"]["kind"] == "policy_output"
+
+
+def test_a_gate_that_ends_without_a_word_is_told_of(enter: Enter) -> None:
+    silent, polite = enter(), enter()
+    silent.leave()
+    _, err = silent.process.communicate(timeout=20)
+    assert silent.process.returncode == 0
+    gone = json.loads(err.splitlines()[0])
+    assert (gone["kind"], gone["level"]) == ("gate_gone", "error")
+    assert [event["kind"] for event in polite.events()] == ["summary"]
+
+
+def test_it_ends_with_the_gate_though_the_policy_process_lives(enter: Enter) -> None:
+    room = enter()
+    room.gate.event("end", "")
+    room.gate_socket.close()
+    room.process.communicate(timeout=20)
+    assert room.process.returncode == 0
+
+
+def test_it_outlives_the_end_of_a_policy_process(enter: Enter) -> None:
+    room = enter()
+    room.policy_socket.close()
+    os.close(room.output_fd)
+    room.output_fd = -1
+    room.gate.event("x", "still here")
+    room.wait_for("still here")
+    room.gate.event("x", "and still")
+    assert room.events()[0]["event"] == "and still"
+
+
+def test_signals_are_for_the_gate(enter: Enter) -> None:
+    room = enter()
+    room.gate.event("x", "ready")
+    room.wait_for("ready")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        room.process.send_signal(number)
+    room.gate.event("x", "unmoved")
+    assert room.events()[0]["event"] == "unmoved"
+
+
+def test_bytes_that_are_no_record_are_told_and_survived(enter: Enter) -> None:
+    room = enter()
+    garbage = [
+        b"\x01",
+        b"\x02" * 500,
+        b"\xff\xfe",
+        b"{",
+        b"[1]",
+        b"null",
+        b'"event"',
+        b"9" * 5000,
+        b"\x01" + b"\0" * 47,
+    ]
+    for data in garbage:
+        room.policy_socket.send(data)
+    room.gate.event("x", "still here")
+    told = [event["event"] for event in room.events()]
+    assert "still here" in told
+    assert sum("no known record" in event for event in told) >= len(garbage) - 1
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_is_gone_is_survived(enter: Enter, tmp_path: Path, stream: str) -> None:
+    path = tmp_path / "trace.csv"
+    room = enter("--live", "--trace", str(path))
+    room.gate.event("x", "ready")
+    room.wait_for("ready")
+    pipe = getattr(room.process, stream)
+    pipe.close()
+    for number in range(5):
+        room.gate.event("x", f"event {number}")
+    room.cycles(30)
+    room.gate.event("end", "")
+    room.leave()
+    left = room.process.stderr if stream == "stdout" else room.process.stdout
+    assert left is not None
+    said = left.read().decode()
+    room.process.wait(20)
+    assert path.read_text().count("\n") == 31
+    assert ("event 4" if stream == "stdout" else "30 commands") in said
+
+
+# --- what does not fit ---
+
+
+def test_a_reporter_that_stands_still_holds_nobody_up(enter: Enter) -> None:
+    room = enter()
+    room.gate.event("x", "ready")
+    room.wait_for("ready")
+    room.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, room.process.pid, os.WSTOPPED | os.WNOWAIT)
+    cycle = halves(1)[0]
+    for number in range(3000):
+        room.gate.event("x", f"event {number}")
+        room.gate.cycle(cycle)
+    dropped = room.gate.dropped
+    assert 0 < dropped < 6000
+    room.process.send_signal(signal.SIGCONT)
+    room.wait_for("event 0")
+    room.gate.event("x", "as good as new")
+    room.wait_for("as good as new")
+
+
+def test_a_reader_that_never_reads_holds_only_the_reporter_up(enter: Enter) -> None:
+    room = enter()
+    for _ in range(2000):
+        room.gate.event("x", "a long story " * 50)
+    assert room.gate.dropped > 0
+
+
+def test_a_reporter_that_is_gone_is_counted() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    with ours:
+        telemetry = Telemetry(ours)
+        telemetry.event("x", "to nobody")
+        telemetry.cycle(halves(1)[0])
+    telemetry.event("x", "through nothing")
+    assert telemetry.dropped == 3
+
+
+def test_an_event_of_any_size_is_one_record_or_none() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        Telemetry(ours).event("x", "y" * 1_000_000, path=Path("/dev/ttyUSB0"))
+        assert len(theirs.recv(1_000_000)) <= 8192
+
+
+# --- the journal ---
+
+
+def parse(datagram: bytes) -> dict[str, bytes]:
+    """The journal's native format, read as its page says."""
+    fields = {}
+    while datagram:
+        line, datagram = datagram.split(b"\n", 1)
+        name, equals, value = line.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack_from("<Q", datagram)
+            value, datagram = datagram[8 : 8 + size], datagram[8 + size :]
+            assert datagram[:1] == b"\n"
+            datagram = datagram[1:]
+        fields[name.decode()] = value
+    return fields
+
+
+@given(values=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=5))
+def test_any_text_can_be_a_value(values: list[str]) -> None:
+    fields = {f"FIELD_{number}": value for number, value in enumerate(values)}
+    assert parse(encode(fields)) == {name: value.encode() for name, value in fields.items()}
+
+
+def test_a_value_with_a_newline_is_given_by_its_length() -> None:
+    assert encode({"MESSAGE": "a\nb", "PRIORITY": "3"}) == b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\nPRIORITY=3\n"
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "journal"))
+        server.settimeout(5)
+        yield server
+
+
+@pytest.fixture
+def journal(tmp_path: Path, journald: socket.socket) -> Iterator[Journal]:
+    journal = Journal(str(tmp_path / "journal"))
+    assert journald.fileno() >= 0
+    yield journal
+    journal._socket.close()
+
+
+def test_a_stop_can_be_found_by_its_fields(journal: Journal, journald: socket.socket) -> None:
+    journal.write(
+        {
+            "event": "stop",
+            "level": "error",
+            "message": "STOP deadline_missed:\nlate",
+            "reason": "deadline_missed",
+            "stage": "compute",
+            "cycle": 8123,
+            "session": None,
+            "duration_us": 17900,
+            "late_us": 12,
+        }
+    )
+    fields = parse(journald.recv(65536))
+    assert len(fields.pop("MESSAGE_ID")) == 32
+    assert fields == {
+        "MESSAGE": b"STOP deadline_missed:\nlate",
+        "PRIORITY": b"3",
+        "SYSLOG_IDENTIFIER": b"mvla-daemon",
+        "MVLA_EVENT": b"stop",
+        "MVLA_REASON": b"deadline_missed",
+        "MVLA_STAGE": b"compute",
+        "MVLA_CYCLE": b"8123",
+        "MVLA_DURATION_US": b"17900",
+    }
+
+
+def test_records_that_people_search_for_have_an_id_each(journal: Journal, journald: socket.socket) -> None:
+    ids = []
+    for record in ({"event": "stop"}, {"event": "state", "state": "armed"}, {"event": "state", "state": "latched"}):
+        journal.write(record)
+        ids.append(parse(journald.recv(65536))["MESSAGE_ID"])
+    assert len(set(ids)) == 3
+    journal.write({"event": "state", "state": "disarmed"})
+    assert "MESSAGE_ID" not in parse(journald.recv(65536))
+
+
+@pytest.mark.parametrize(("level", "priority"), [("debug", b"7"), ("info", b"6"), ("warning", b"4"), ("error", b"3")])
+def test_levels_are_the_journals(journal: Journal, journald: socket.socket, level: str, priority: bytes) -> None:
+    journal.write({"event": "x", "level": level, "message": "m"})
+    assert parse(journald.recv(65536))["PRIORITY"] == priority
+
+
+def test_a_journal_that_does_not_read_is_never_waited_for(journal: Journal, journald: socket.socket) -> None:
+    for number in range(1000):
+        journal.write({"event": "x", "message": f"message {number}"})
+    assert 0 < journal.dropped < 1000
+    taken = 1000 - journal.dropped
+    assert [parse(journald.recv(65536))["MESSAGE"] for _ in range(taken)] == [
+        f"message {number}".encode() for number in range(taken)
+    ]
+    journal.write({"event": "x", "message": "back again"})
+    assert parse(journald.recv(65536))["MESSAGE"] == b"back again"
+
+
+def test_a_journal_that_is_not_there_is_counted(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "nothing"))
+    journal.write({"event": "x"})
+    journal.write({"event": "x", "message": "y" * 10_000_000})
+    assert journal.dropped == 2
+    journal._socket.close()
