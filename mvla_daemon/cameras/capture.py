@@ -143,7 +143,7 @@ class CaptureThread:
             return "old"
         if now_ns - self._published_ns[0] < self._pair_interval_ns:
             return "too_fast"
-        if pixels[::_BLACK_STEP, ::_BLACK_STEP].max() < _BLACK_BELOW:
+        if np.max(pixels[::_BLACK_STEP, ::_BLACK_STEP]) < _BLACK_BELOW:
             return "black"
         return None
 
