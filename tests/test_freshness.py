@@ -22,7 +22,7 @@ def new_watch(frozen_after_ns: int = FROZEN_AFTER) -> FrameWatch:
     [
         (0, None),
         (MAX_AGE, None),
-        (10**15, None),
+        (4_000 * MS, None),
         (-5 * MS, None),
         (-5 * MS - 1, "frame_in_future"),
         (-(10**15), "frame_in_future"),

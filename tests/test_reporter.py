@@ -233,8 +233,17 @@ def enter() -> Iterator[Callable[..., Room]]:
         output, output_fd = os.pipe()
         fds = (gate.fileno(), policy.fileno(), output)
         process = subprocess.Popen(
-            [sys.executable, "-m", "mvla_daemon.ops.reporter", *map(str, fds), "--format", style, "--level", level]
-            + list(words),
+            [
+                sys.executable,
+                "-m",
+                "mvla_daemon.ops.reporter",
+                *map(str, fds),
+                "--format",
+                style,
+                "--level",
+                level,
+                *words,
+            ],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -296,7 +305,7 @@ def test_a_stop_is_told_beside_the_usual_time_of_its_stage(enter: Enter) -> None
     assert (old["event"], asked["event"]) == ("STOP frame_stale: old", "STOP operator")
     assert summary["stops"] == {"deadline_missed": 1, "frame_stale": 1, "operator": 1}
     assert summary["commands"] == 100
-    assert summary["frame_to_wire_p50_ms"] == pytest.approx(sum((3, 2, 0.25, 5.9, 0.5, 0.125, 1, 0.0625)))
+    assert summary["frame_to_wire_p50_ms"] == pytest.approx(sum((3, 2, 0.25, 5.9, 0.5, 0.125, 1, 0.0625)), abs=1e-3)
 
 
 def test_the_trace_holds_every_cycle_that_both_have_told_of(enter: Enter, tmp_path: Path) -> None:
@@ -378,23 +387,13 @@ def test_signals_are_for_the_gate(enter: Enter) -> None:
 
 def test_bytes_that_are_no_record_are_told_and_survived(enter: Enter) -> None:
     room = enter()
-    garbage = [
-        b"\x01",
-        b"\x02" * 500,
-        b"\xff\xfe",
-        b"{",
-        b"[1]",
-        b"null",
-        b'"event"',
-        b"9" * 5000,
-        b"\x01" + b"\0" * 47,
-    ]
+    garbage = [b"\x01", b"\x02" * 500, b"\xff\xfe", b"{", b"[1]", b"null", b'"event"', b"9" * 5000, b"\1" + b"\0" * 47]
     for data in garbage:
-        room.policy_socket.send(data)
+        room.gate_socket.send(data)
     room.gate.event("x", "still here")
     told = [event["event"] for event in room.events()]
     assert "still here" in told
-    assert sum("no known record" in event for event in told) >= len(garbage) - 1
+    assert sum("no known record" in event for event in told) == len(garbage)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -418,6 +418,16 @@ def test_a_stop_counts_until_the_window_is_over(window_ns: int, phase: Phase) ->
     assert stop_and_stand(lived) is phase
 
 
+@pytest.mark.parametrize(("late_ns", "phase"), [(0, Phase.STOPPED), (-1, Phase.LATCHED)])
+def test_the_window_is_looked_at_when_the_robot_stands(late_ns: int, phase: Phase) -> None:
+    lived = Session(replace(MANUAL, max_stops=2))
+    assert stop_and_stand(lived) is Phase.STOPPED
+    lived.take(ARM, REHEARSED, CONFIRMED)
+    lived.take(fault(Reason.FRAME_STALE), after_ns=59_900 * MS)
+    lived.take(STANDSTILL, after_ns=100 * MS + late_ns)
+    assert lived.state.phase is phase
+
+
 def test_stops_that_are_a_window_apart_never_latch_and_are_not_kept() -> None:
     lived = Session(MANUAL)
     for _ in range(20):
