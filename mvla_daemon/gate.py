@@ -18,7 +18,7 @@ from mvla_daemon.core.messages import MS, SECOND, Phase, Reason
 from mvla_daemon.core.session import Event, Rules, What
 from mvla_daemon.errors import ExitCode
 from mvla_daemon.helm import Crew, Helm
-from mvla_daemon.link import Failed, MalformedError, Ready, Started, unpack
+from mvla_daemon.link import Failed, MalformedError, Ready, Started, Starved, unpack
 from mvla_daemon.motors.serial_port import PortLostError
 from mvla_daemon.ops.control import ControlServer
 from mvla_daemon.ops.telemetry import GateCycle, Telemetry
@@ -195,6 +195,8 @@ class Gate:
             self._on_offer(message, now_ns)
         elif isinstance(message, Started):
             self._on_verdict(self._admission.start(message.epoch, message.cycle, message.announced_ns, now_ns), now_ns)
+        elif isinstance(message, Starved):
+            self._on_verdict(self._admission.starved(message.epoch, message.captured_ns, now_ns), now_ns)
         elif isinstance(message, Ready):
             self._keeper.on_ready()
             self._announce.policy_ready(message.about)

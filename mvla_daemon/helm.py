@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import select
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from mvla_daemon.core.admission import Admission, Mode, Offer
 from mvla_daemon.core.messages import SECOND, Phase, Reason, Velocity
 from mvla_daemon.core.safety import step
-from mvla_daemon.core.session import Do, Effect, Event, Rules, What, initial, next_due_ns
+from mvla_daemon.core.session import Do, Effect, Event, Rules, State, What, initial, next_due_ns
 from mvla_daemon.errors import ExitCode
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.mvla import MvlaLink
@@ -57,6 +58,8 @@ class Helm:
         self._refusal = ""
         self._backlog = 0
         self._driven_ns = 0
+        self._category = rules.stop_category
+        self._events: deque[tuple[Event, str, int | None]] = deque()
         self._link.opened(now_ns)
 
     # --- events ---
@@ -66,13 +69,27 @@ class Helm:
         self.apply(Event(What.FAULT, reason=reason), now_ns, why, due_ns)
 
     def apply(self, event: Event, now_ns: int, why: str = "", due_ns: int | None = None) -> str:
-        """Take one step, carry its effects out, tell people what changed; the refusal, if there was one."""
+        """Take one step, carry its effects out, tell people what changed; the refusal, if there was one.
+
+        What the effects themselves bring about (a STOP whose write finds the port gone) is the next step, not a part
+        of this one.
+        """
+        self._events.append((event, why, due_ns))
+        if len(self._events) > 1:
+            return ""
+        refusal = ""
+        while self._events:
+            refusal = self._step(*self._events[0], now_ns) or refusal
+            self._events.popleft()
+        return refusal
+
+    def _step(self, event: Event, why: str, due_ns: int | None, now_ns: int) -> str:
         before = self.state
         self.state, effects = step(self._rules, before, event, now_ns)
         refusal = ""
         for effect in effects:
             if effect.do is Do.STOP:
-                self._stop(effect, why, due_ns, now_ns, was_driving=before.phase is Phase.ARMED)
+                self._stop(effect, before, why, due_ns, now_ns)
             elif effect.do is Do.REFUSE:
                 refusal = self._refusal = effect.text
                 self._announce.refused(refusal)
@@ -97,11 +114,8 @@ class Helm:
             self.apply(Event(What.TICK, missing=self.missing()), now_ns)
         if self._port.fd is not None:
             if self.state.phase in _HELD_STOPPED and not self._link.stopping:  # the port is back
-                self.write(self._link.stop(self._rules.stop_category, self._reason(), now_ns), now_ns)
+                self.write(self._link.stop(self._category, self.state.reason or Reason.INTERNAL, now_ns), now_ns)
             self.write(self._link.due(now_ns), now_ns)
-
-    def _reason(self) -> Reason:
-        return self.state.reason if self.state.reason is not None else Reason.INTERNAL
 
     def timer_ns(self) -> int | None:
         """The session's own timer; waiting to arm by itself has none while something is missing: an event ends that."""
@@ -174,9 +188,13 @@ class Helm:
             if self._link.at_rest():
                 return
 
-    def _stop(self, effect: Effect, why: str, due_ns: int | None, now_ns: int, *, was_driving: bool) -> None:
+    def _stop(self, effect: Effect, before: State, why: str, due_ns: int | None, now_ns: int) -> None:
+        self._category = effect.category
         self.write(self._link.stop(effect.category, effect.reason, now_ns), now_ns)
         written_ns = time.monotonic_ns()
+        if before.phase in _HELD_STOPPED and effect.reason is not Reason.SHUTDOWN:
+            return  # not another stop, but a stricter reason or category for this one
+        was_driving = before.phase is Phase.ARMED
         child = self._keeper.child
         doing = child.board.read() if child is not None and was_driving else None
         driven_ns = self._driven_ns if was_driving else 0

@@ -23,8 +23,9 @@ from mvla_daemon.errors import ExitCode
 MAX_MESSAGE_BYTES = 4096
 _START = struct.Struct("<BIIq")
 _COMMAND = struct.Struct("<BIIqIddd")
+_STARVED = struct.Struct("<BIq")
 _MODE = struct.Struct("<BIB")
-_START_TYPE, _COMMAND_TYPE, _READY_TYPE, _FAILED_TYPE, _MODE_TYPE = 1, 2, 3, 4, 5
+_START_TYPE, _COMMAND_TYPE, _READY_TYPE, _FAILED_TYPE, _MODE_TYPE, _STARVED_TYPE = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,14 @@ class Started:
     epoch: int
     cycle: int
     announced_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Starved:
+    """The policy process is alive and has had no frame for T; `captured_ns` is when the newest one was captured."""
+
+    epoch: int
+    captured_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Failed:
     sentence: str
 
 
-FromPolicy: TypeAlias = Started | Offer | Ready | Failed
+FromPolicy: TypeAlias = Started | Offer | Starved | Ready | Failed
 
 
 class MalformedError(Exception):
@@ -66,6 +75,11 @@ def pack_start(epoch: int, cycle: int, started_ns: int) -> bytes:
 def pack_command(offer: Offer) -> bytes:
     """A command for the gate."""
     return _COMMAND.pack(_COMMAND_TYPE, offer.epoch, offer.cycle, offer.captured_ns, offer.picture_crc, *offer.values)
+
+
+def pack_starved(epoch: int, captured_ns: int) -> bytes:
+    """Alive, but without a frame."""
+    return _STARVED.pack(_STARVED_TYPE, epoch, captured_ns)
 
 
 def pack_ready(about: dict[str, Any]) -> bytes:
@@ -98,6 +112,8 @@ def unpack(data: bytes) -> FromPolicy:
             return Offer(epoch, cycle, captured_ns, crc, (vx, vy, wz))
         if kind == _START_TYPE:
             return Started(*_START.unpack(data)[1:])
+        if kind == _STARVED_TYPE:
+            return Starved(*_STARVED.unpack(data)[1:])
         if kind == _READY_TYPE:
             about = json.loads(data[1:])
             if isinstance(about, dict):

@@ -34,7 +34,7 @@ from mvla_daemon.engines.manifest import Manifest, load_manifest
 from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
 from mvla_daemon.engines.thinker import EngineThread, Thinker
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.link import BoardWriter, pack_command, pack_failed, pack_ready, pack_start, unpack_mode
+from mvla_daemon.link import BoardWriter, pack_command, pack_failed, pack_ready, pack_start, pack_starved, unpack_mode
 from mvla_daemon.ops import realtime
 from mvla_daemon.ops.telemetry import PolicyCycle, Telemetry
 
@@ -66,6 +66,7 @@ class PolicyProcess:
         self._epoch = 0
         self._cycle = 0
         self._started_ns = 0
+        self._newest_ns = 0
         self._wish: Velocity | None = None
         self._frame: Frame | None = None
         self._nudge: asyncio.Future[None] | None = None
@@ -124,13 +125,18 @@ class PolicyProcess:
         if frame is not None:
             await self._think(frame)
             return
-        due_ns = hold_due_ns(self._started_ns, self._period_ns) if self._wish is not None else None
-        if due_ns is None or monotonic_ns() < due_ns:
+        due_ns = hold_due_ns(self._started_ns, self._period_ns)
+        if monotonic_ns() < due_ns:
             await self._wait(due_ns)
-            return
-        self._hold()
+        elif self._wish is not None:
+            self._hold()
+        else:
+            # Nothing to offer is no reason to seem dead: the gate tells a lost camera from a lost policy by this.
+            self._started_ns = monotonic_ns()
+            self._send(pack_starved(self._epoch, self._newest_ns))
 
     async def _think(self, frame: Frame) -> None:
+        self._newest_ns = frame.captured_ns
         self._begin(Stage.PREPROCESS)
         epoch = self._epoch
         wish: Velocity = await self._engine.call(self._thinker.think, frame, self._cycle)

@@ -611,3 +611,49 @@ def test_whatever_it_says_only_what_is_allowed_is_admitted(
                 admitted_ns.append(now_ns)
                 newest_ns = min(captured_ns, now_ns)
         assert admission.due()[0] <= now_ns + T + ALLOWED
+
+
+def test_driving_without_any_usable_frame_becomes_stale() -> None:
+    gate = driving()  # the last rehearsal's frame was captured at NOW - 10 ms
+    for _ in range(4):
+        gate.cycle_of(0, age_ns=-SECOND)
+    assert gate.admission.due() == (NOW - 10 * MS + MAX_AGE, Reason.FRAME_STALE)
+
+
+def test_a_late_command_from_an_unusable_frame_is_a_missed_deadline_all_the_same() -> None:
+    gate = driving()
+    gate.start()
+    gate.now_ns += 20 * MS + 1
+    assert is_fault(gate.command(age_ns=-SECOND), Reason.DEADLINE_MISSED)
+
+
+def test_a_new_arming_does_not_grant_a_silent_policy_another_two_seconds() -> None:
+    gate = driving()
+    gate.cycle_of(5 * MS)
+    completed_ns = gate.now_ns
+    for _ in range(3):  # the stop, then armings by itself
+        gate.now_ns += 700 * MS
+        gate.enter(Mode.REHEARSE)
+    assert gate.admission.last_completed_ns == completed_ns
+
+
+def test_after_idling_the_clock_of_a_silent_policy_begins_anew() -> None:
+    gate = driving()
+    gate.enter(Mode.IDLE)
+    gate.now_ns += 10 * SECOND
+    gate.enter(Mode.REHEARSE)
+    assert gate.admission.last_completed_ns == gate.now_ns
+
+
+def test_a_frozen_picture_is_no_stop_while_rehearsing() -> None:
+    gate = rehearsing()
+    verdicts = [gate.cycle_of(0, same_picture=True) for _ in range(60)]
+    assert {verdict.reason for verdict in verdicts} == {None}
+
+
+@pytest.mark.parametrize(("age_ns", "lost"), [(SECOND, False), (SECOND + 1, True)])
+def test_a_policy_without_frames_is_alive_until_its_camera_counts_as_lost(age_ns: int, lost: bool) -> None:
+    gate = rehearsing()
+    verdict = gate.admission.starved(gate.admission.epoch, gate.now_ns - age_ns, gate.now_ns)
+    assert is_fault(verdict, Reason.CAMERA_LOST) if lost else verdict.kind is Kind.DROP
+    assert gate.admission.starved(gate.admission.epoch - 1, 0, gate.now_ns).kind is Kind.DROP

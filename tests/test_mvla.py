@@ -522,6 +522,14 @@ def test_a_stop_is_confirmed_by_another_state_and_a_host_seq_at_or_past_the_firs
     assert pace_ms(armed) == ({100} if confirmed else {10})
 
 
+def test_a_stricter_stop_does_not_take_back_that_the_first_was_heard(armed: Talk) -> None:
+    first = armed.stop()
+    armed.run(15)
+    armed.stop(Reason.CONTROLLER_FAULT, category=0)
+    armed.status(STOPPING, host_seq=first.seq)
+    assert pace_ms(armed) == {100}
+
+
 def test_a_controller_that_forgets_the_stop_is_told_again(armed: Talk) -> None:
     armed.stop()
     armed.status(STOPPED)

@@ -148,21 +148,21 @@ CELLS: dict[tuple[Phase, What], tuple[Phase, list[str]]] = {
     (Phase.ARMED, What.STANDSTILL): (Phase.ARMED, NOTHING),
     (Phase.ARMED, What.TICK): (Phase.ARMED, NOTHING),
     (Phase.STOPPING, What.ARM): (Phase.STOPPING, ["refuse the robot is still stopping"]),
-    (Phase.STOPPING, What.DISARM): (Phase.STOPPING, ["idle"]),
-    (Phase.STOPPING, What.STOP): (Phase.STOPPING, ["idle"]),
+    (Phase.STOPPING, What.DISARM): (Phase.STOPPING, ["stop operator 1", "idle"]),
+    (Phase.STOPPING, What.STOP): (Phase.STOPPING, ["stop operator 1", "idle"]),
     (Phase.STOPPING, What.SHUTDOWN): (Phase.STOPPING, ["stop shutdown 1", "idle"]),
     (Phase.STOPPING, What.REHEARSED): (Phase.STOPPING, NOTHING),
     (Phase.STOPPING, What.CONFIRMED): (Phase.STOPPING, NOTHING),
-    (Phase.STOPPING, What.FAULT): (Phase.STOPPING, ["idle"]),
+    (Phase.STOPPING, What.FAULT): (Phase.STOPPING, ["stop not_finite 1", "idle"]),
     (Phase.STOPPING, What.STANDSTILL): (Phase.STOPPED, NOTHING),
     (Phase.STOPPING, What.TICK): (Phase.STOPPING, NOTHING),
     (Phase.STOPPED, What.ARM): (Phase.ARMING, ["rehearse"]),
     (Phase.STOPPED, What.DISARM): (Phase.DISARMED, ["idle"]),
-    (Phase.STOPPED, What.STOP): (Phase.LATCHED, ["idle"]),
+    (Phase.STOPPED, What.STOP): (Phase.LATCHED, ["stop operator 1", "idle"]),
     (Phase.STOPPED, What.SHUTDOWN): (Phase.STOPPING, ["stop shutdown 1", "idle"]),
     (Phase.STOPPED, What.REHEARSED): (Phase.STOPPED, NOTHING),
     (Phase.STOPPED, What.CONFIRMED): (Phase.STOPPED, NOTHING),
-    (Phase.STOPPED, What.FAULT): (Phase.LATCHED, ["idle"]),
+    (Phase.STOPPED, What.FAULT): (Phase.LATCHED, ["stop not_finite 1", "idle"]),
     (Phase.STOPPED, What.STANDSTILL): (Phase.STOPPED, NOTHING),
     (Phase.STOPPED, What.TICK): (Phase.STOPPED, NOTHING),
     (Phase.LATCHED, What.ARM): (Phase.ARMING, ["rehearse"]),
@@ -287,7 +287,8 @@ def test_a_fault_while_a_stopped_robot_rehearses_latches(reason: Reason) -> None
     lived = session(Phase.STOPPED)
     lived.take(ARM)
     effects = lived.take(fault(reason))
-    assert set(effects) - {"idle", "renew_policy"} == {f"refuse arming was given up: {reason.label}"}
+    said = {f"stop {reason.label} 1", f"refuse arming was given up: {reason.label}"}
+    assert set(effects) - {"idle", "renew_policy"} == said
     assert ("renew_policy" in effects) == (reason in BROKEN_POLICY)
     assert (lived.state.phase, lived.state.reason) == (Phase.LATCHED, reason)
 
@@ -309,13 +310,36 @@ def test_every_fault_after_arm_was_sent_is_a_stop(origin: Phase, reason: Reason)
     assert lived.take(CONFIRMED) == []
 
 
-@pytest.mark.parametrize("origin", [Phase.STOPPED, Phase.LATCHED])
-def test_disarming_an_arming_that_began_from_a_stop_says_stop_once_more(origin: Phase) -> None:
-    lived = session(origin)
+def test_disarming_an_arming_that_began_from_a_stop_says_stop_once_more() -> None:
+    lived = session(Phase.STOPPED)
     lived.take(ARM)
     assert lived.take(DISARM) == ["stop operator 1", "idle"]
     lived.take(STANDSTILL)
     assert lived.state.phase is Phase.DISARMED
+
+
+def test_arm_and_disarm_do_not_take_a_latch_back() -> None:
+    lived = session(Phase.LATCHED, reason=Reason.CONTROLLER_FAULT)
+    lived.take(ARM, DISARM)
+    lived.take(STANDSTILL)
+    assert (lived.state.phase, lived.state.reason) == (Phase.LATCHED, Reason.CONTROLLER_FAULT)
+
+
+def test_a_shutdown_without_standstill_removes_the_drive_before_it_exits() -> None:
+    lived = session(Phase.ARMED)
+    lived.take(SHUTDOWN)
+    assert lived.take(TICK, after_ns=1000 * MS) == ["stop controller_fault 0", "exit unclean"]
+
+
+@pytest.mark.parametrize("phase", [Phase.STOPPING, Phase.STOPPED])
+def test_an_escalation_is_said_on_the_wire(phase: Phase) -> None:
+    assert session(phase).take(fault(Reason.POLICY_LOST)) == ["stop policy_lost 1", "idle", "renew_policy"]
+
+
+def test_no_new_policy_process_is_started_on_the_way_out() -> None:
+    lived = session(Phase.ARMED)
+    lived.take(SHUTDOWN)
+    assert lived.take(fault(Reason.POLICY_LOST)) == []
 
 
 # --- by itself, or not ---
@@ -484,7 +508,8 @@ def test_a_latch_takes_over_only_a_stricter_reason(first: Reason) -> None:
         effects = lived.take(fault(second))
         assert lived.state.phase is Phase.LATCHED
         assert lived.state.reason is (second if STRICTNESS[second] > STRICTNESS[first] else first)
-        assert effects == (["renew_policy"] if second in BROKEN_POLICY else [])
+        said = [f"stop {second.label} 0"] if STRICTNESS[second] > STRICTNESS[first] else []
+        assert effects == [*said, *(["renew_policy"] if second in BROKEN_POLICY else [])]
 
 
 def test_an_operators_stop_turns_what_would_pass_by_itself_into_a_latch() -> None:

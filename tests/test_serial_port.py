@@ -216,7 +216,15 @@ def is_exclusive(fd: int) -> bool:
     return fcntl.ioctl(fd, TIOCGEXCL, b"\0\0\0\0") != b"\0\0\0\0"
 
 
-def test_the_line_is_ours_alone_raw_and_does_not_hang_up(port: SerialPort) -> None:
+def test_the_line_is_ours_alone_raw_and_does_not_hang_up(pty: Pty) -> None:
+    before = os.open(pty.path, os.O_RDWR | os.O_NOCTTY)
+    attributes = termios.tcgetattr(before)
+    attributes[0] |= termios.IXON | termios.IXOFF | termios.ICRNL
+    attributes[1] |= termios.OPOST
+    attributes[2] |= termios.HUPCL | termios.PARENB | termios.CSTOPB
+    attributes[3] |= termios.ICANON | termios.ECHO | termios.ISIG
+    termios.tcsetattr(before, termios.TCSANOW, attributes)
+    port = SerialPort(pty.path, BAUD)
     iflag, oflag, cflag, lflag, ispeed, ospeed, _ = termios.tcgetattr(port.fd)
     assert is_exclusive(port.fd)
     assert not cflag & termios.HUPCL
@@ -226,6 +234,8 @@ def test_the_line_is_ours_alone_raw_and_does_not_hang_up(port: SerialPort) -> No
     assert not lflag & (termios.ICANON | termios.ECHO | termios.ISIG)
     assert not iflag & (termios.IXON | termios.IXOFF | termios.ICRNL)
     assert not oflag & termios.OPOST
+    port.close()
+    os.close(before)
 
 
 def test_the_descriptor_is_not_inherited_and_never_blocks(port: SerialPort) -> None:

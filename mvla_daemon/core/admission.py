@@ -96,12 +96,16 @@ class Admission:
 
         Driving begins from the last rehearsal's start, so that there is no pause in which nobody watches the deadline.
         """
+        if self.mode is Mode.IDLE:  # a policy process that has been silent since before stays so through a new arming
+            self.last_completed_ns = now_ns
         self.mode = mode
         self.epoch = (self.epoch + 1) & 0xFFFFFFFF
-        self.schedule.begin(self.schedule.last_start_ns if mode is Mode.DRIVE else now_ns)
-        if mode is not Mode.DRIVE:
-            self.last_completed_ns = now_ns
-        self.watch.reset()
+        if mode is Mode.DRIVE:
+            self.schedule.begin(self.schedule.last_start_ns)
+            self.watch.begin_drive()
+        else:
+            self.schedule.begin(now_ns)
+            self.watch.reset()
         self._guard.reset(now_ns)
         self._recent_ns.clear()
         self._spans_ns.clear()
@@ -144,20 +148,22 @@ class Admission:
         return verdict
 
     def _judge(self, offer: Offer, deadline_ns: int, now_ns: int) -> Verdict:
-        unusable = self.watch.unusable(offer.captured_ns, now_ns)
-        if unusable is not None:
-            return self._drop(unusable)
-        age_ns = now_ns - offer.captured_ns
-        if age_ns > CAMERA_ABSENT_NS:
-            return _fault(Reason.CAMERA_LOST, f"the newest picture is {age_ns / SECOND:.1f} s old")
-        frozen_or_stale = self.watch.fault(offer.captured_ns, offer.picture_crc, now_ns)
-        if frozen_or_stale is not None:
-            return _fault(frozen_or_stale, f"the picture is {age_ns / MS:.1f} ms old")
         violation = self._guard.violation(offer.values, now_ns)
         if violation is not None:
             return _fault(violation, "cycle {}: {:g} m/s, {:g} m/s, {:g} rad/s".format(offer.cycle, *offer.values))
         if now_ns > deadline_ns:
             return _fault(Reason.DEADLINE_MISSED, f"cycle {offer.cycle} came {(now_ns - deadline_ns) / MS:.2f} ms late")
+        unusable = self.watch.unusable(offer.captured_ns, now_ns)
+        if unusable is not None:
+            return self._drop(unusable)
+        age_ns = now_ns - offer.captured_ns
+        stale_or_frozen = self.watch.fault(offer.captured_ns, offer.picture_crc, now_ns)
+        if self.mode is Mode.REHEARSE and age_ns > CAMERA_ABSENT_NS:
+            return self._camera_lost(age_ns)
+        if stale_or_frozen is Reason.FRAME_FROZEN and self.mode is Mode.REHEARSE:
+            stale_or_frozen = None  # a robot that stands may see the same picture for long
+        if stale_or_frozen is not None:
+            return _fault(stale_or_frozen, f"the picture is {age_ns / MS:.1f} ms old")
         recent = self._recent_ns
         if len(recent) == MAX_COMMANDS_PER_PERIOD and now_ns - recent[0] < self.schedule.period_ns:
             return self._drop("too_many")
@@ -166,6 +172,16 @@ class Admission:
         if self.mode is Mode.REHEARSE:
             self.wrote(offer, now_ns)
         return ADMITTED
+
+    def starved(self, epoch: int, captured_ns: int, now_ns: int) -> Verdict:
+        """Judge the word that there is no frame to think about; `captured_ns` is when the newest one was captured."""
+        if epoch != self.epoch or self.mode is Mode.IDLE:
+            return self._drop("old_epoch")
+        age_ns = now_ns - captured_ns
+        return self._camera_lost(age_ns) if age_ns > CAMERA_ABSENT_NS else self._drop("no_frame")
+
+    def _camera_lost(self, age_ns: int) -> Verdict:
+        return _fault(Reason.CAMERA_LOST, f"the newest picture is {age_ns / SECOND:.1f} s old")
 
     def wrote(self, offer: Offer, now_ns: int) -> None:
         """Take note that the command went out (or, rehearsing, would have)."""

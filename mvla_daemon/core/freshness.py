@@ -29,6 +29,10 @@ class FrameWatch:
         self.newest_ns = 0
         self._crc = None
 
+    def begin_drive(self) -> None:
+        """The last rehearsal's frame stands as the last written one; the frozen check begins now."""
+        self._crc = None
+
     def unusable(self, captured_ns: int, now_ns: int) -> str | None:
         """Why no command may come from a frame of this capture time at all, as the name of a counter."""
         if captured_ns > now_ns + FUTURE_TOLERANCE_NS:

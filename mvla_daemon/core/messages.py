@@ -81,7 +81,3 @@ class Velocity:
     def as_tuple(self) -> tuple[float, float, float]:
         """The three values in the order of `AXES`."""
         return (self.linear_x_mps, self.linear_y_mps, self.angular_z_radps)
-
-
-STANDSTILL = Velocity()
-"""No motion on any axis."""

@@ -134,8 +134,10 @@ def _disarm(rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
 
 
 def _disarm_arming(rules: Rules, state: State, event: Event, now_ns: int) -> Result:
-    if state.arm_sent or state.origin is not Phase.DISARMED:
+    if state.arm_sent or state.origin is Phase.STOPPED:
         return _disarm(rules, state, event, now_ns)
+    if state.origin is Phase.LATCHED:
+        return replace(state, phase=Phase.LATCHED, since_ns=now_ns, wants_arming=False), (Effect(Do.IDLE),)
     return replace(state, phase=Phase.DISARMED, since_ns=now_ns, wants_arming=False), (Effect(Do.IDLE),)
 
 
@@ -156,12 +158,15 @@ def _shutdown_stopping(rules: Rules, state: State, event: Event, now_ns: int) ->
     return _shutdown(rules, state, event, now_ns)
 
 
-def _escalate(_rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
+def _escalate(rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
     """A stop under way takes over a stricter reason; its own time goes on."""
-    if state.exiting or severity(event.reason) <= severity(state.reason):
+    if state.exiting:
+        return state, ()
+    if severity(event.reason) <= severity(state.reason):
         return state, _renewal(event.reason)
     after = replace(state, reason=event.reason, disarming=False)
-    return after, (Effect(Do.IDLE), *_renewal(event.reason))
+    said = Effect(Do.STOP, event.reason, rules.stop_category)
+    return after, (said, Effect(Do.IDLE), *_renewal(event.reason))
 
 
 def _escalate_stopped(rules: Rules, state: State, event: Event, now_ns: int) -> Result:
@@ -171,7 +176,7 @@ def _escalate_stopped(rules: Rules, state: State, event: Event, now_ns: int) -> 
     return replace(after, phase=Phase.LATCHED, since_ns=now_ns), effects
 
 
-def _operator_while_stopping(_rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
+def _operator_while_stopping(rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
     """The operator's word is stricter than what would pass by itself; a disarming never takes a latch back."""
     stricter = severity(state.reason) < severity(Reason.OPERATOR)
     after = replace(
@@ -180,12 +185,13 @@ def _operator_while_stopping(_rules: Rules, state: State, event: Event, _now_ns:
         wants_arming=False,
         disarming=event.what is What.DISARM and (stricter or state.disarming),
     )
-    return after, ((Effect(Do.IDLE),) if stricter else ())
+    said = Effect(Do.STOP, Reason.OPERATOR, rules.stop_category)
+    return after, ((said, Effect(Do.IDLE)) if stricter else ())
 
 
-def _latch_for_operator(_rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
+def _latch_for_operator(rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
     latched = replace(state, phase=Phase.LATCHED, since_ns=now_ns, reason=Reason.OPERATOR, wants_arming=False)
-    return latched, (Effect(Do.IDLE),)
+    return latched, (Effect(Do.STOP, Reason.OPERATOR, rules.stop_category), Effect(Do.IDLE))
 
 
 def _disarm_stopped(_rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
@@ -209,7 +215,7 @@ def _stop_overdue(rules: Rules, state: State, _event: Event, now_ns: int) -> Res
     if now_ns < state.since_ns + rules.stop_timeout_ns:
         return state, ()
     if state.exiting:
-        return state, (Effect(Do.EXIT, clean=False),)
+        return state, (Effect(Do.STOP, Reason.CONTROLLER_FAULT, category=0), Effect(Do.EXIT, clean=False))
     stricter = severity(Reason.CONTROLLER_FAULT) > severity(state.reason)
     reason = Reason.CONTROLLER_FAULT if stricter else state.reason or Reason.CONTROLLER_FAULT
     latched = replace(state, phase=Phase.LATCHED, since_ns=now_ns, reason=reason, disarming=False)
@@ -221,8 +227,10 @@ def _renew_if_broken(_rules: Rules, state: State, event: Event, _now_ns: int) ->
 
 
 def _fault_latched(_rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
-    stricter = severity(event.reason) > severity(state.reason)
-    return (replace(state, reason=event.reason) if stricter else state), _renewal(event.reason)
+    if severity(event.reason) <= severity(state.reason):
+        return state, _renewal(event.reason)
+    # Category 0: it stands, and whether it stood by category 0 already is not remembered; a STOP never loosens.
+    return replace(state, reason=event.reason), (Effect(Do.STOP, event.reason, 0), *_renewal(event.reason))
 
 
 _COLUMNS = tuple(What)

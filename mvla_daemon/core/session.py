@@ -18,7 +18,7 @@ ARMING_TIMEOUT_NS = 5 * SECOND
 CONFIRM_TIMEOUT_NS = 200 * MS
 """A controller sends STATUS at once after ARM; ten status periods without it is a refusal."""
 RETRY_PAUSE_NS = 1 * SECOND
-"""Between automatic attempts to arm after a refusal."""
+"""Between automatic attempts to arm while disarmed."""
 
 
 class What(Enum):
