@@ -173,6 +173,8 @@ class Gate:
         if child is not None and child.socket.fileno() in readable:
             for _ in range(MESSAGES_PER_WAKE):
                 data = child.receive()
+                if data == b"":
+                    self._keeper.on_closed()
                 if not data:
                     break
                 self._on_message(data, time.monotonic_ns())

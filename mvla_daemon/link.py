@@ -89,7 +89,7 @@ def pack_ready(about: dict[str, Any]) -> bytes:
 
 def pack_failed(exit_code: ExitCode, sentence: str) -> bytes:
     """Giving up, and why."""
-    return bytes([_FAILED_TYPE, exit_code]) + sentence.encode()[: MAX_MESSAGE_BYTES - 2]
+    return bytes([_FAILED_TYPE, exit_code]) + sentence.encode("utf-8", "backslashreplace")[: MAX_MESSAGE_BYTES - 2]
 
 
 def pack_mode(epoch: int, mode: Mode) -> bytes:
@@ -120,7 +120,7 @@ def unpack(data: bytes) -> FromPolicy:
                 return Ready(about)
         if kind == _FAILED_TYPE:
             return Failed(ExitCode(data[1]), data[2:].decode("utf-8", "replace"))
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, RecursionError) as error:
         raise MalformedError(f"{len(data)} bytes of no known message: {error}") from error
     raise MalformedError(f"a message of unknown type {kind}")
 

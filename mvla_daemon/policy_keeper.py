@@ -22,6 +22,7 @@ class PolicyKeeper:
         self._order = (0, Mode.IDLE)
         self._restarts_ns: deque[int] = deque(maxlen=MAX_RESTARTS)
         self._dismissed = False
+        self._deaf = False
         self._pidfd = -1
         self.child: PolicyChild | None = None
         self.ready = False
@@ -33,13 +34,13 @@ class PolicyKeeper:
         self.child = self._start()
         self._pidfd = os.pidfd_open(self.child.process.pid)
         self.ready = False
-        self._dismissed = False
+        self._dismissed = self._deaf = False
 
     def filenos(self) -> list[int]:
         """What select() has to watch: the socket of a process that is still trusted, and its end."""
         if self.child is None:
             return []
-        return [self._pidfd] if self._dismissed else [self.child.socket.fileno(), self._pidfd]
+        return [self._pidfd] if self._deaf else [self.child.socket.fileno(), self._pidfd]
 
     def order(self, epoch: int, mode: Mode) -> None:
         """What the policy process is to do, now or once it is ready."""
@@ -57,7 +58,11 @@ class PolicyKeeper:
         if self.child is not None and not self._dismissed:
             self.child.kill()
             self.ready = False
-            self._dismissed = True
+            self._dismissed = self._deaf = True
+
+    def on_closed(self) -> None:
+        """Its socket is closed, which select() would report for ever; its end, or its silence, will be noticed."""
+        self._deaf = True
 
     def watch(self, readable: set[int], now_ns: int) -> str:
         """Look after the process; how it ended, if it did so by itself just now."""
@@ -76,7 +81,10 @@ class PolicyKeeper:
         else:
             self._restarts_ns.append(now_ns)
             self.restarts += 1
-            self.begin()
+            try:
+                self.begin()
+            except OSError as error:
+                self.given_up = f"The policy process could not be started again ({error}); free memory or processes."
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return "" if dismissed else f"the policy process ended {how}"
 

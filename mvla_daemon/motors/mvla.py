@@ -41,6 +41,10 @@ STILL_UMPS = 10_000
 """Below 10 mm/s (and 20 mrad/s) is standstill: an encoder tick's worth of noise, not motion."""
 STILL_URADPS = 20_000
 STILL_REPORTS = 3
+_RESTING = frozenset(
+    {ControllerState.DISARMED, ControllerState.STOPPED, ControllerState.WATCHDOG_TRIPPED, ControllerState.FAULT}
+)
+"""A state that the protocol does not know may be one of motion."""
 _U32 = 0xFFFFFFFF
 _HALF = 1 << 31
 
@@ -70,7 +74,7 @@ class MvlaLink:
         self._status_seq = 0
         self._status_ns = now_ns
         self._seq = 0
-        self._nonce = 0
+        self._nonce: int | None = None
         self._introduced = False
         self._arming = False
         self._armed_ns: int | None = None
@@ -91,7 +95,8 @@ class MvlaLink:
             if isinstance(packet.body, Identity):
                 self._on_identity(packet.body)
             elif isinstance(packet.body, Status):
-                fault = fault or self._on_status(packet, packet.body, now_ns)
+                found = self._on_status(packet, packet.body, now_ns)
+                fault = fault or found
         return fault
 
     def _on_identity(self, identity: Identity) -> None:
@@ -148,6 +153,8 @@ class MvlaLink:
             self.confirmed = True
         if reset is not None:
             return Reason.CONTROLLER_RESET, f"the controller was reset: {reset}"
+        if newer(status.host_seq, self._seq):
+            return Reason.CONTROLLER_FAULT, f"it took frame {status.host_seq}, which we never wrote: who else talks?"
         if status.state != ControllerState.ARMED or status.faults:
             return Reason.CONTROLLER_FAULT, f"the controller says state {status.state}, faults {status.faults:#04x}"
         return None
@@ -217,13 +224,15 @@ class MvlaLink:
         return self.status is not None and not newer(self._first_stop_seq, self.status.host_seq)
 
     def _in_motion_state(self) -> bool:
-        return self.status is None or self.status.state in {ControllerState.ARMED, ControllerState.STOPPING}
+        return self.status is None or self.status.state not in _RESTING
 
     # --- what to write ---
 
     def begin_arming(self, now_ns: int) -> None:
         """Ask anew who is there: HELLO makes its number the baseline of a controller that stands still."""
         self._introduced = False
+        self._nonce = None  # an echo of an earlier HELLO is no answer to this arming's
+        self._still = 0  # and a standstill reported long ago is none now
         self._arming = True
         self._next_ns = min(self._next_ns, now_ns)
 

@@ -48,18 +48,29 @@ class SerialPort:
         self._queued = array("i", [0])
         try:
             self._serial = _ExclusiveSerial(path, baud, timeout=0, write_timeout=0)
-        except (OSError, ValueError, termios.error) as error:
+            self.fd: int = self._serial.fileno()
+            self._set_up()
+        except (OSError, ValueError, termios.error) as error:  # also a device that vanishes between two of these steps
             raise _refusal(path, baud, error) from error
-        self.fd: int = self._serial.fileno()
-        self._keep_lines_up()
-        with suppress(OSError, ValueError, NotImplementedError, AttributeError):
-            self._serial.set_low_latency_mode(True)  # FTDI's driver holds input back 16 ms otherwise; others refuse
-        self._serial.reset_input_buffer()
+
+    def _set_up(self) -> None:
+        try:
+            self._keep_lines_up()
+            with suppress(OSError, ValueError, NotImplementedError, AttributeError):
+                self._serial.set_low_latency_mode(True)  # FTDI's driver holds input back 16 ms otherwise; others refuse
+            self._serial.reset_input_buffer()
+        except BaseException:
+            self.close()
+            raise
 
     def _keep_lines_up(self) -> None:
-        """Clear hang-up-on-close: a dropped DTR resets many boards, in motion too."""
+        """Clear hang-up-on-close: a dropped DTR resets many boards, in motion too.
+
+        And with a least number of 1, a read of nothing is EAGAIN, and 0 bytes mean a hung-up line and nothing else.
+        """
         attributes = termios.tcgetattr(self.fd)
         attributes[2] &= ~termios.HUPCL
+        attributes[6][termios.VMIN] = 1
         termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
 
     def read(self) -> bytes:
@@ -96,6 +107,8 @@ class SerialPort:
 
     def close(self) -> None:
         """Let go of the port; closing a port that is gone already is no error."""
+        if not self._serial.is_open:  # the number may be another file's by now
+            return
         with suppress(OSError, termios.error):
             fcntl.ioctl(self.fd, termios.TIOCNXCL)
         with suppress(OSError, termios.error):
@@ -104,7 +117,7 @@ class SerialPort:
 
 def _refusal(path: str, baud: int, error: Exception) -> DaemonError:
     """The sentence for a port that can't be opened."""
-    number = getattr(error, "errno", None)
+    number = error.args[0] if isinstance(error, termios.error) else getattr(error, "errno", None)
     if isinstance(error, BlockingIOError) or number in {errno.EBUSY, errno.EAGAIN}:
         return DaemonError(
             f"{path} is in use by another program; stop that one first (`fuser {path}` names it).",

@@ -80,6 +80,9 @@ class PolicyChild:
             return self.socket.recv(8192)
         except (BlockingIOError, InterruptedError):
             return None
+        except ConnectionResetError:
+            # It ended with an order unread; the kernel says so once, ahead of what it had still to say.
+            return self.receive()
         except OSError:
             return b""
 

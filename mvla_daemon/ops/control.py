@@ -6,11 +6,13 @@ request is there, or dropped after a second.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ MAX_REQUEST_BYTES = 64
 MAX_REPLY_BYTES = 8192
 PATIENCE_NS = 1 * SECOND
 """How long a client may be connected without having asked."""
+ASK_AGAIN_S = 0.05
 
 
 def socket_path(config_path: Path) -> Path:
@@ -53,6 +56,10 @@ class ControlServer:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.parent.stat().st_uid != os.geteuid():
                 raise PermissionError("its folder belongs to another user")
+            if _is_served(path):
+                raise DaemonError(
+                    "Another daemon runs with this configuration; stop that one first.", ExitCode.UNAVAILABLE
+                )
             path.unlink(missing_ok=True)
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
             self.socket.bind(str(path))
@@ -90,14 +97,17 @@ class ControlServer:
 
     def _answer(self, fd: int) -> None:
         client, _ = self._clients.pop(fd)
-        with client, suppress(OSError):
-            request = client.recv(MAX_REQUEST_BYTES).decode("ascii", "replace").strip()
-            if request not in REQUESTS:
-                answer = {"ok": False, "text": f"unknown request; known are {', '.join(REQUESTS)}"}
-            else:
+        with client:
+            try:
+                request = client.recv(MAX_REQUEST_BYTES).decode("ascii", "replace").strip()
                 credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            except OSError:
+                return
+            answer = {"ok": False, "text": f"unknown request; known are {', '.join(REQUESTS)}"}
+            if request in REQUESTS:  # an error of the gate's own is not the client's, and must show
                 answer = self._operate(request, struct.unpack("3i", credentials)[1])
-            client.send(json.dumps(answer).encode()[:MAX_REPLY_BYTES])
+            with suppress(OSError):
+                client.send(json.dumps(answer).encode()[:MAX_REPLY_BYTES])
 
     def close(self) -> None:
         """Stop listening and take the socket away."""
@@ -108,15 +118,22 @@ class ControlServer:
             self._path.unlink()
 
 
+def _is_served(path: Path) -> bool:
+    """Whether a daemon listens there; the socket of one that was killed is only a name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(str(path)) in {0, errno.EAGAIN}
+
+
 def ask(config_path: Path, request: str, timeout_s: float = 2.0) -> dict[str, Any]:
     """The client's side: one request, one answer; DaemonError when no daemon answers."""
     path = socket_path(config_path)
+    end_s = time.monotonic() + timeout_s
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-            client.settimeout(timeout_s)
-            client.connect(str(path))
-            client.send(request.encode())
-            answer = json.loads(client.recv(MAX_REPLY_BYTES))
+        while not (answer := _ask_once(path, request, timeout_s)):
+            if time.monotonic() > end_s:
+                raise DaemonError("The daemon is busy with other clients; ask again.", ExitCode.TRY_AGAIN)
+            time.sleep(ASK_AGAIN_S)
+        return dict(json.loads(answer))
     except PermissionError as error:
         raise DaemonError(
             f"No permission for {path}; run this as the user that runs the daemon.", ExitCode.NO_PERMISSION
@@ -126,4 +143,16 @@ def ask(config_path: Path, request: str, timeout_s: float = 2.0) -> dict[str, An
             f"No daemon answers for {config_path} (looked at {path}); start `mvla-daemon --config {config_path}`.",
             ExitCode.UNAVAILABLE,
         ) from error
-    return dict(answer)
+
+
+def _ask_once(path: Path, request: str, timeout_s: float) -> bytes:
+    """The answer; empty when the daemon is there but has turned us away unread."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+        suppress(BlockingIOError, BrokenPipeError, ConnectionResetError),
+    ):
+        client.settimeout(timeout_s)
+        client.connect(str(path))
+        client.send(request.encode())
+        return client.recv(MAX_REPLY_BYTES)
+    return b""

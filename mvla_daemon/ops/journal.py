@@ -31,7 +31,7 @@ def encode(fields: Mapping[str, str]) -> bytes:
     """The datagram for these fields."""
     out = b""
     for name, value in fields.items():
-        data = value.encode()
+        data = value.encode("utf-8", "backslashreplace")
         if b"\n" in data:
             out += name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
         else:
@@ -54,7 +54,7 @@ class Journal:
             "PRIORITY": str(PRIORITIES.get(str(record.get("level")), 6)),
             "SYSLOG_IDENTIFIER": "mvla-daemon",
         }
-        fields |= {name: str(record[key]) for key, name in _FIELDS.items() if record.get(key) not in {None, ""}}
+        fields |= {name: str(record[key]) for key, name in _FIELDS.items() if record.get(key) not in (None, "")}
         kind = str(record.get("state") if record.get("event") == "state" else record.get("event"))
         if kind in MESSAGE_IDS:
             fields["MESSAGE_ID"] = MESSAGE_IDS[kind]

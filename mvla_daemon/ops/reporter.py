@@ -27,6 +27,9 @@ from mvla_daemon.ops.telemetry import MAX_RECORD_BYTES, unpack_record
 
 SUMMARY_EVERY_NS = 60 * SECOND
 LIVE_EVERY_NS = 200 * MS
+MAX_LINE_BYTES = 4096
+MAX_LAST_RECORDS = 1000
+PIPE_BYTES = 65536
 LIVE_LINE_EVERY_NS = 1 * SECOND
 """How often the live line is written where it cannot be overwritten: into a file or a pipe."""
 TRACE_COLUMNS = (
@@ -68,10 +71,10 @@ class Log:
         if self._journal is not None:
             self._journal.write(record)
             return
-        fields = {key: value for key, value in record.items() if key not in {"level", "message", "event"}}
+        fields = {key: value for key, value in record.items() if key not in {"level", "message", "event", "self"}}
         # On a terminal the sentence says it all; machines want the fields.
         extra = {} if self._console else {"kind": record["event"], **fields}
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # its reader is gone, or the disk is full
             getattr(self._log, record.get("level", "info"))(record["message"], **extra)
 
 
@@ -103,7 +106,17 @@ class Reporter:
             return
         matched = self.statistics.add(record)
         if matched is not None and self._trace is not None:
-            self._trace.write(_trace_line(matched))
+            try:
+                self._trace.write(_trace_line(matched))
+            except OSError as error:
+                self._end_trace(error)
+
+    def _end_trace(self, error: OSError) -> None:
+        """Said once: a trace with a hole in it would be worse than a short one."""
+        trace, self._trace = self._trace, None
+        with suppress(OSError):
+            trace.close() if trace is not None else None
+        self._event({"event": "trace", "level": "error", "message": f"the trace ends here: {error.strerror}"})
 
     def output(self, text: str) -> None:
         """A line that something inside the policy process printed."""
@@ -112,10 +125,11 @@ class Reporter:
     def _event(self, record: dict[str, Any]) -> None:
         kind = record["event"]
         if kind == "state":
-            self._state = str(record["state"])
+            self._state = str(record.get("state"))
         elif kind == "stop":
-            self.statistics.stops[str(record["reason"])] += 1
-            known = self.statistics.stage_ms(record["stage"], 3000) if record.get("stage") in _TIMED else []
+            self.statistics.stops[str(record.get("reason"))] += 1
+            stage = str(record.get("stage"))
+            known = self.statistics.stage_ms(stage, 3000) if stage in _TIMED else []
             if known:
                 record["message"] += f" (p99 is {percentile(known, 99):.1f} ms)"
         elif kind == "end":
@@ -179,7 +193,8 @@ class Reporter:
         else:
             self._log.write({"event": "summary", "level": "info", "message": self._headline(), **self._figures()})
         if self._trace is not None:
-            self._trace.close()
+            with suppress(OSError):
+                self._trace.close()
 
 
 _TIMED = {"preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
@@ -212,10 +227,29 @@ def serve(reporter: Reporter, gate: socket.socket, policy: socket.socket, output
             if not data:
                 watched.remove(output_fd)
             *lines, pending = (pending + data).split(b"\n")
+            if len(pending) > MAX_LINE_BYTES:  # a progress bar never ends its line
+                lines, pending = [*lines, pending], b""
             for line in lines:
                 reporter.output(line.decode("utf-8", "replace"))
         reporter.tick(time.monotonic_ns())
+    _drain(reporter, policy, output_fd, pending)
     reporter.finish()
+
+
+def _drain(reporter: Reporter, policy: socket.socket, output_fd: int, pending: bytes) -> None:
+    """What was on its way when the gate ended; a policy process that goes on talking is not listened to for ever."""
+    policy.setblocking(False)
+    os.set_blocking(output_fd, False)
+    with suppress(OSError):
+        for _ in range(MAX_LAST_RECORDS):
+            data = policy.recv(MAX_RECORD_BYTES)
+            if not data:
+                break
+            reporter.take(data)
+    with suppress(OSError):
+        pending += os.read(output_fd, PIPE_BYTES)
+    for line in pending.splitlines():
+        reporter.output(line.decode("utf-8", "replace"))
 
 
 def main() -> None:

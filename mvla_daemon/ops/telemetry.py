@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 from typing import Any, ClassVar, TypeAlias
 
 MAX_RECORD_BYTES = 8192
+LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,11 @@ def unpack_record(data: bytes) -> Cycle | dict[str, Any]:
     cycle = _CYCLES.get(data[0]) if data else None
     if cycle is not None and len(data) == cycle.LAYOUT.size:
         return cycle(*cycle.LAYOUT.unpack(data)[1:])
-    record = json.loads(data)
-    if not isinstance(record, dict):
-        raise ValueError("an event record is a JSON object")  # noqa: TRY004 - the bytes are wrong, not the caller's type
-    return record
+    try:
+        record = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("no event record is that deep") from error
+    words = [record.get(key) for key in ("event", "message", "level")] if isinstance(record, dict) else [None]
+    if not all(isinstance(word, str) for word in words) or words[2] not in LEVELS:
+        raise ValueError("an event record is a JSON object with an event, a message and a level")
+    return dict(record)
