@@ -52,14 +52,20 @@ output = "counted"
 """
 
 
-def write_clip(path: Path, pictures: int, *, still: bool = False, value: int = 200) -> Path:
+def write_clip(path: Path, pictures: int, *, still: bool = False, noisy: bool = False) -> Path:
     height, width = SIZE
+    random = np.random.default_rng(0)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 50, (width, height))
     assert writer.isOpened()
     for number in range(pictures):
-        picture = np.full((height, width, 3), 60, np.uint8)
+        # Noise makes a file that is larger than what a reader keeps of it in memory.
+        picture = (
+            random.integers(30, 90, (height, width, 3), np.uint8)
+            if noisy
+            else np.full((height, width, 3), 60, np.uint8)
+        )
         at = 0 if still else (number * 7) % (width - 20)
-        picture[40:80, at : at + 20] = value
+        picture[40:80, at : at + 20] = 200
         writer.write(picture)
     writer.release()
     return path
@@ -130,6 +136,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studio")
     write_clip(folder / "moving.avi", 100)
     write_clip(folder / "still.avi", 100, still=True)
+    write_clip(folder / "noisy.avi", 200, noisy=True)
     for name, model in {
         "steady": steady_model(0.5),
         "outrageous": steady_model(1e30),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from tests.rig import REAL, Rig, Scene, freeze, gone, stop_time_ms, thaw
 
-DEADLINE_MISSED, FRAME_FROZEN, NOT_FINITE, POLICY_LOST = 1, 3, 5, 7
+DEADLINE_MISSED, FRAME_STALE, FRAME_FROZEN, CAMERA_LOST, NOT_FINITE, POLICY_LOST = 1, 2, 3, 4, 5, 7
 CONTROLLER_LOST, CONTROLLER_RESET, CONTROLLER_FAULT, OPERATOR, SHUTDOWN, INTERNAL = 10, 11, 12, 13, 14, 16
 ROAD = Path(__file__).parent.parent.parent / "shared" / "data" / "road.mp4"
 
@@ -107,8 +108,8 @@ def test_a_frozen_policy_process_is_stopped_for_and_its_end_is_latched(rig: Rig)
     record = rig.events("stop")[0]
     assert record["reason"] == "deadline_missed"
     assert record["stage"] in {"wait_frame", "preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
-    rig.wait_until(lambda: reasons(rig)[-1] == DEADLINE_MISSED and "latched" in rig.said(), "latch")
-    assert "policy_lost" in rig.said()
+    rig.wait_until(lambda: reasons(rig) == [DEADLINE_MISSED, POLICY_LOST], "STOP policy_lost")
+    rig.wait_until(lambda: "latched" in rig.said(), "latch")
     rig.wait_until(lambda: gone(pid), "end of the frozen process")
     nothing_moves_after_a_stop(rig)
     rig.wait_until(lambda: len(rig.events("policy_ready")) == 2, "second policy process")
@@ -286,6 +287,23 @@ def test_a_controller_that_is_unplugged_is_port_lost(rig: Rig) -> None:
     rig.far("hang_up")
     rig.wait_until(lambda: "latched" in rig.said(), "latch")
     assert "port_lost" in rig.said()
+
+
+def test_a_camera_that_goes_is_stale_then_lost_and_can_come_back(tmp_path: Path, studio: Path) -> None:
+    clip = tmp_path / "clip.avi"
+    shutil.copy(studio / "noisy.avi", clip)
+    with Rig(tmp_path, Scene(clip, studio / "steady.toml")) as rig:
+        rig.start_driving()
+        pid = rig.policy_pid()
+        os.truncate(clip, 0)
+        rig.wait_until(lambda: "latched" in rig.said(), "latch")
+        rig.wait_until(lambda: reasons(rig) == [FRAME_STALE, CAMERA_LOST], "STOP camera_lost")
+        assert rig.events("camera_lost")
+        nothing_moves_after_a_stop(rig)
+        shutil.copy(studio / "noisy.avi", clip)
+        rig.wait_until(lambda: bool(rig.events("camera_back")), "camera")
+        assert rig.tell("arm").stdout == "armed\n"
+        assert rig.policy_pid() == pid
 
 
 def test_a_frozen_camera_is_noticed_by_its_pictures(tmp_path: Path, studio: Path) -> None:
