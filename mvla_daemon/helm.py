@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mvla_daemon.core.admission import Admission, Mode, Offer
-from mvla_daemon.core.messages import SECOND, Phase, Reason, Velocity
+from mvla_daemon.core.messages import SECOND, Phase, Reason
 from mvla_daemon.core.safety import step
 from mvla_daemon.core.session import Do, Effect, Event, Rules, State, What, initial, next_due_ns
 from mvla_daemon.errors import ExitCode
@@ -144,9 +144,7 @@ class Helm:
         """Write the VELOCITY of an admitted command, unless earlier output is under way; when it was written, or 0."""
         try:
             blocked = self._link.backlogged(now_ns) or self._port.queued_bytes() > 0
-            written = not blocked and self._port.write(
-                self._link.velocity(offer.cycle, Velocity(*offer.values), now_ns)
-            )
+            written = not blocked and self._port.write(self._link.velocity(offer.cycle, offer.values, now_ns))
         except PortLostError as error:
             self.lose_port(str(error), now_ns)
             return 0

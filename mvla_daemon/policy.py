@@ -178,7 +178,7 @@ class PolicyProcess:
                 hold,
                 frame.number,
                 frame.captured_ns,
-                frame.published_ns,
+                frame.arrived_ns,
                 self._started_ns,
                 times[Stage.PREPROCESS],
                 times[Stage.H2D],

@@ -33,12 +33,12 @@ def row(name: str, values: Sequence[float]) -> str:
     """A line of percentiles in milliseconds."""
     ordered = sorted(values)
     cells = "".join(f"{percentile(ordered, share):9.2f}" for share in (50, 90, 99, 99.9))
-    return f"{name:<44}{cells}{ordered[-1]:9.2f}{len(ordered):8}"
+    return f"{name:<50}{cells}{ordered[-1]:9.2f}{len(ordered):8}"
 
 
 def heading() -> None:
     """The columns of the rows that follow."""
-    print(f"{'ms':<44}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'n':>8}")
+    print(f"{'ms':<50}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'n':>8}")
 
 
 def scene(clip: Path | None) -> Scene:
@@ -80,6 +80,9 @@ def drive(options: argparse.Namespace) -> None:
     print(row("  without the network", [a - b for a, b in zip(whole, inference, strict=True)]))
     wrote = [(arrived[entry["cycle"]] - entry["written_ns"]) / MS for entry in frames]
     print(row("  of it the pty, written to read", wrote))
+    seen = [entry["captured_ns"] - entry["arrived_ns"] for entry in frames]
+    beside = [a - b + c / MS for a, b, c in zip(whole, inference, seen, strict=True)]
+    print(row("frame's arrival to far end, without the network", beside))
     captured = sorted({entry["captured_ns"] for entry in table if not entry["hold"]})
     print(row("capture time to the next one", gaps(captured)))
     show_seams(table)

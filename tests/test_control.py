@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,20 @@ print(s.recv(10000).decode())
     assert desk.asked == [("stop", uid)]
 
 
+class BrokenDesk(Desk):
+    def operate(self, request: str, uid: int) -> dict[str, Any]:
+        raise OSError(f"{request} for {uid}: the port is gone")
+
+
+def test_an_error_of_the_gate_itself_is_not_hidden_as_a_clients(tmp_path: Path) -> None:
+    desk = BrokenDesk(tmp_path / "run" / "daemon.sock")
+    with desk.client() as client:
+        client.send(b"stop")
+        with pytest.raises(OSError, match="the port is gone"):
+            desk.settle()
+    desk.server.close()
+
+
 # --- the socket's file ---
 
 
@@ -169,12 +183,32 @@ def test_only_this_user_can_reach_the_socket(tmp_path: Path) -> None:
 
 def test_the_socket_of_a_daemon_that_was_killed_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "run" / "daemon.sock"
-    path.parent.mkdir()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as old:
-        old.bind(str(path))
+    code = "import sys; from pathlib import Path; from mvla_daemon.ops.control import ControlServer\n"
+    code += "server = ControlServer(Path(sys.argv[1]), lambda request, uid: {}); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == b"\n"
+        killed.kill()
+    assert path.is_socket()
     desk = Desk(path)
     assert desk.answer(b"status")["ok"]
     desk.server.close()
+
+
+@pytest.mark.parametrize("waiting", [0, 100])
+def test_the_socket_of_a_daemon_that_lives_is_left_alone(desk: Desk, waiting: int) -> None:
+    """However many stand in its queue."""
+    with ExitStack() as stack:
+        with suppress(BlockingIOError):
+            for _ in range(waiting):
+                stack.enter_context(desk.client())
+        with pytest.raises(DaemonError, match="stop that one first") as caught:
+            Desk(desk.path)
+    assert caught.value.exit_code == 69
+    desk.settle()
+    assert desk.answer(b"stop")["ok"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
@@ -336,4 +370,46 @@ def test_a_daemon_that_does_not_answer_in_time_is_no_daemon(config: Path) -> Non
     with pytest.raises(DaemonError) as caught:
         ask(config, "stop", timeout_s=0.05)
     assert caught.value.exit_code == 69
+    desk.server.close()
+
+
+def test_ask_comes_again_when_the_daemon_had_no_hand_free(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(socket_path(config))
+    with ExitStack() as silent, gate_thread(desk.server):
+        for _ in range(MOST_CLIENTS):
+            silent.enter_context(desk.client())
+        monkeypatch.setattr(time, "sleep", lambda _: silent.close())  # they leave while it waits
+        assert ask(config, "stop")["ok"]
+    assert desk.server.refused > 0
+    desk.server.close()
+
+
+def test_ask_comes_again_when_the_daemons_queue_was_full(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(socket_path(config))
+    with ExitStack() as gate, ExitStack() as queue:
+        with suppress(BlockingIOError):
+            for _ in range(100):
+                queue.enter_context(desk.client())
+
+        def at_last(_: float) -> None:
+            queue.close()
+            monkeypatch.undo()
+            gate.enter_context(gate_thread(desk.server))
+
+        monkeypatch.setattr(time, "sleep", at_last)
+        assert ask(config, "stop")["ok"]
+        assert time.sleep is not at_last, "it was let in though the queue was full"
+    assert [request for request, _ in desk.asked] == ["stop"]
+    desk.server.close()
+
+
+def test_a_daemon_that_stays_busy_is_not_taken_for_an_absent_one(config: Path) -> None:
+    desk = Desk(socket_path(config))
+    with ExitStack() as queue:
+        with suppress(BlockingIOError):
+            for _ in range(100):
+                queue.enter_context(desk.client())
+        with pytest.raises(DaemonError, match="busy with other clients; ask again") as caught:
+            ask(config, "stop", timeout_s=0.1)
+    assert caught.value.exit_code == 75
     desk.server.close()

@@ -113,7 +113,7 @@ class Talk:
         return self
 
     def drive(self, velocity: Velocity = HALF_SPEED, cycle: int = 1) -> wire.WireFrame:
-        (frame,) = self.wrote(self.link.velocity(cycle, velocity, self.now_ns))
+        (frame,) = self.wrote(self.link.velocity(cycle, velocity.as_tuple(), self.now_ns))
         return frame
 
     def stop(self, reason: Reason = Reason.DEADLINE_MISSED, category: int = 1) -> wire.WireFrame:
@@ -183,6 +183,12 @@ def test_only_an_identity_with_the_newest_nonce_counts() -> None:
     assert (talk.link.identity.text, talk.link.identity.fw_minor) == ("robot", 2)
 
 
+def test_an_identity_before_any_hello_names_nobody() -> None:
+    talk = Talk()
+    talk.identity(nonce=0)
+    assert not talk.link.identified
+
+
 def test_a_known_controller_is_left_in_peace_until_an_arming_asks_anew(talk: Talk) -> None:
     assert talk.run(1000, status=lambda: talk.status(DISARMED, session=0)) == []
     talk.link.begin_arming(talk.now_ns)
@@ -224,6 +230,7 @@ def standing(talk: Talk, state: int = DISARMED, faults: int = 0, velocity: int =
         (ARMED, 0, 0, "state 1"),
         (STOPPING, 0, 0, "state 2"),
         (FAULT, 0, 0, "state 5"),
+        *[(state, 0, 0, f"state {state}") for state in (6, 77, 255)],  # unknown: it may be one of motion
         *[(DISARMED, 1 << bit, 0, "fault bits") for bit in range(5)],
         (DISARMED, 0, 10_000, "standstill"),
     ],
@@ -250,6 +257,27 @@ def test_an_unknown_or_silent_controller_is_not_ready() -> None:
 
 
 # --- arming ---
+
+
+def test_an_echo_of_an_earlier_hello_is_no_answer_to_this_arming(talk: Talk) -> None:
+    talk.link.begin_arming(talk.now_ns)
+    standing(talk).identity()
+    assert not talk.link.ready_to_arm()
+    talk.run(1)
+    talk.identity()
+    assert talk.link.ready_to_arm()
+
+
+def test_a_standstill_that_was_reported_long_ago_is_none_now(talk: Talk) -> None:
+    standing(talk)
+    talk.now_ms += 60_000
+    talk.link.begin_arming(talk.now_ns)
+    assert "standstill" in talk.link.why_not_ready()
+    assert talk.run(300) == []  # HELLO would make its number the baseline of a controller that may move
+    standing(talk)
+    assert kinds(talk.run(1)) == ["HELLO"]
+    talk.identity()
+    assert talk.link.ready_to_arm()
 
 
 def test_a_session_is_never_0_nor_the_last_one_nor_the_controllers() -> None:
@@ -410,6 +438,27 @@ def test_any_fault_bit_while_armed_is_a_controller_fault(armed: Talk, bit: int) 
 def test_any_other_state_while_armed_is_a_controller_fault(armed: Talk, state: int) -> None:
     armed.now_ms += 20
     assert armed.status(state) is Reason.CONTROLLER_FAULT
+
+
+@pytest.mark.parametrize("ahead", [1, 1000])
+def test_a_frame_that_was_never_written_shows_that_somebody_else_talks(armed: Talk, ahead: int) -> None:
+    armed.now_ms += 20
+    last = armed.written[-1][1].seq
+    assert armed.status(host_seq=last) is None
+    assert armed.status(host_seq=last + ahead) is Reason.CONTROLLER_FAULT
+
+
+def test_what_comes_behind_a_fault_in_the_same_read_counts_too(armed: Talk) -> None:
+    armed.now_ms += 20
+    rest = {"vx": 0, "vy": 0, "wz": 0, "battery_mv": 0, "watchdog_ms": 100, "uptime_ms": round(5000 + armed.now_ms)}
+    rest["host_seq"] = armed.written[-1][1].seq
+    seq = armed.status_seq
+    frames = [wire.encode("STATUS", armed.link.session, seq + n, state=ARMED, faults=n, **rest) for n in (1, 2)]
+    fault = armed.hear(b"".join(frames))
+    assert fault is not None
+    assert (fault[0], "0x01" in fault[1]) == (Reason.CONTROLLER_FAULT, True)
+    assert armed.link.status is not None
+    assert armed.link.status.faults == 2
 
 
 # --- resets and old news ---
@@ -578,7 +627,7 @@ def test_reports_of_before_the_stop_was_taken_do_not_count(armed: Talk) -> None:
     assert at_rest_after(armed, *[still] * 3) == [False, False, True]
 
 
-@pytest.mark.parametrize("state", [ARMED, STOPPING])
+@pytest.mark.parametrize("state", [ARMED, STOPPING, 6, 255])
 def test_a_state_of_motion_is_no_standstill(armed: Talk, state: int) -> None:
     armed.stop()
     assert at_rest_after(armed, *[(0, 0, 0)] * 5, state=state) == [False] * 5
@@ -694,7 +743,7 @@ class World:
             self._note(self.link.receive(piece, self.now_ns))
         self._note(self.link.lost(self.now_ns))
         if self.driving and self.now_ms % 20 == 0 and not self.link.backlogged(self.now_ns):
-            self.write(self.link.velocity(self.now_ms, HALF_SPEED, self.now_ns))
+            self.write(self.link.velocity(self.now_ms, HALF_SPEED.as_tuple(), self.now_ns))
         self.write(self.link.due(self.now_ns))
 
     def _note(self, fault: tuple[Reason, str] | None) -> None:

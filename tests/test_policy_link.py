@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -83,6 +84,11 @@ def test_a_long_farewell_is_cut_and_not_lost() -> None:
     assert got.sentence.startswith("üüü")
 
 
+def test_a_farewell_about_a_name_that_is_no_text_arrives() -> None:
+    sentence = "no such file: " + os.fsdecode(b"\xff.toml")
+    assert unpack(pack_failed(ExitCode.CONFIG, sentence)) == Failed(ExitCode.CONFIG, "no such file: \\udcff.toml")
+
+
 def judged(data: bytes) -> bool:
     """Whether these bytes are a message; anything but a message or MalformedError escapes."""
     try:
@@ -119,6 +125,7 @@ def test_a_message_of_another_length_is_malformed(message: bytes) -> None:
         b"\x03null",
         b"\x03\xff\xfe",
         b"\x03" + b"9" * 4090 + b"}",
+        b"\x03" + b"[" * 4000,
         b"\x04",
         b"\x04\x07no such exit code",
     ],
@@ -388,6 +395,57 @@ def test_what_a_process_said_and_its_end_are_read_without_waiting(keep: Callable
     keeper = keep(SLEEPER)
     assert keeper.child is not None
     assert keeper.child.receive() is None
+
+
+def test_the_last_words_of_a_process_that_ended_with_an_order_unread_are_heard(
+    keep: Callable[[str], PolicyKeeper],
+) -> None:
+    keeper = keep(
+        "import select, socket, sys; gate = socket.socket(fileno=int(sys.argv[1]));"
+        "select.select([gate], [], []); gate.send(b'bye')"
+    )
+    child = keeper.child
+    assert child is not None
+    keeper.order(3, Mode.REHEARSE)
+    keeper.on_ready()
+    child.process.wait()
+    assert (child.receive(), child.receive()) == (b"bye", b"")
+
+
+def test_a_socket_that_was_closed_is_not_watched_any_more_but_its_process_is(
+    keep: Callable[[str], PolicyKeeper],
+) -> None:
+    keeper = keep("import os, sys, time; os.close(int(sys.argv[1])); time.sleep(60)")
+    child = keeper.child
+    assert child is not None
+    assert receive(keeper) == b""
+    keeper.on_closed()
+    assert child.socket.fileno() not in keeper.filenos()
+    assert not select.select(keeper.filenos(), [], [], 0)[0], "a gate that waits for these would spin"
+    assert child.ended() is None
+    child.kill()
+    assert watch(keeper) == "the policy process ended by signal 9"
+    assert keeper.child is not None
+    assert keeper.child.socket.fileno() in keeper.filenos()
+
+
+def test_a_process_that_cannot_be_started_again_is_given_up() -> None:
+    children = [SmallChild("import sys; sys.exit(3)")]
+
+    def start() -> PolicyChild:
+        if not children:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return children.pop()
+
+    keeper = PolicyKeeper(start)
+    keeper.begin()
+    assert watch(keeper) == "the policy process ended with status 3"
+    assert "could not be started again" in keeper.given_up
+    assert "Resource temporarily unavailable" in keeper.given_up
+    assert (keeper.child, keeper.filenos(), keeper.ready) == (None, [], False)
+    keeper.renew()
+    keeper.order(1, Mode.REHEARSE)
+    keeper.stop()
 
 
 def test_nothing_is_left_of_a_keeper(keep: Callable[[str], PolicyKeeper]) -> None:

@@ -66,6 +66,10 @@ def test_a_percentile_has_its_rank_for_every_number_of_values(share: str) -> Non
         assert percentile(range(1, count + 1), float(share)) == rank, count
 
 
+def test_a_share_finer_than_a_tenth_of_a_per_cent_has_its_rank_too() -> None:
+    assert percentile(range(1, 100_001), 99.999) == 99_999
+
+
 def test_the_percentile_of_nothing_is_0() -> None:
     assert percentile([], 99) == 0
 
@@ -227,7 +231,13 @@ class Room:
 def enter() -> Iterator[Callable[..., Room]]:
     rooms: list[Room] = []
 
-    def start(*words: str, style: str = "json", level: str = "info", env: dict[str, str] | None = None) -> Room:
+    def start(
+        *words: str,
+        style: str = "json",
+        level: str = "info",
+        env: dict[str, str] | None = None,
+        stderr: int = subprocess.PIPE,
+    ) -> Room:
         ours, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs, policy = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         output, output_fd = os.pipe()
@@ -247,7 +257,7 @@ def enter() -> Iterator[Callable[..., Room]]:
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env={**os.environ, "COLUMNS": "200", **(env or {})},
         )
         gate.close()
@@ -315,7 +325,7 @@ def test_the_trace_holds_every_cycle_that_both_have_told_of(enter: Enter, tmp_pa
     room.gate.cycle(halves(99)[0])
     room.last_words()
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    columns = "epoch,cycle,hold,frame,captured_ns,published_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
+    columns = "epoch,cycle,hold,frame,captured_ns,arrived_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
     columns += "postprocess_ns,sent_ns,received_ns,deadline_ns,written_ns"
     assert list(rows[0]) == columns.split(",")
     assert [int(row["cycle"]) for row in rows] == list(range(20))
@@ -344,6 +354,27 @@ def test_what_the_policy_process_prints_becomes_records(enter: Enter) -> None:
     told = {event["event"]: event for event in room.events()}
     assert told["policy process: libfoo: half a line"]["level"] == "warning"
     assert told["policy process: second \ufffd\ufffd line"]["kind"] == "policy_output"
+
+
+def test_a_line_that_never_ends_is_told_in_pieces(enter: Enter) -> None:
+    """A progress bar must not fill the reporter's memory."""
+    room = enter()
+    for _ in range(20):
+        os.write(room.output_fd, b"x" * 4096)
+    pieces = [event["event"].removeprefix("policy process: ") for event in room.events()[:-1]]
+    assert "".join(pieces) == "x" * 4096 * 20
+    assert max(map(len, pieces)) <= 8192
+
+
+def test_what_was_on_its_way_when_the_gate_ended_is_told(enter: Enter) -> None:
+    room = enter()
+    for number in range(50):
+        room.policy.event("x", f"event {number}")
+    os.write(room.output_fd, b"line\n" * 2000 + b"Segmentation fault")
+    told = [event["event"] for event in room.events()]
+    assert [event for event in told if event.startswith("event")] == [f"event {number}" for number in range(50)]
+    assert told.count("policy process: line") == 2000
+    assert told[-2] == "policy process: Segmentation fault"
 
 
 def test_a_gate_that_ends_without_a_word_is_told_of(enter: Enter) -> None:
@@ -388,12 +419,53 @@ def test_signals_are_for_the_gate(enter: Enter) -> None:
 def test_bytes_that_are_no_record_are_told_and_survived(enter: Enter) -> None:
     room = enter()
     garbage = [b"\x01", b"\x02" * 500, b"\xff\xfe", b"{", b"[1]", b"null", b'"event"', b"9" * 5000, b"\1" + b"\0" * 47]
+    garbage.append(b"[" * 8000)
     for data in garbage:
         room.gate_socket.send(data)
     room.gate.event("x", "still here")
     told = [event["event"] for event in room.events()]
     assert "still here" in told
     assert sum("no known record" in event for event in told) == len(garbage)
+
+
+WHOLE = {"event": "x", "message": "m", "level": "info"}
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_objects_that_are_no_event_are_told_and_survived(enter: Enter, style: str) -> None:
+    room = enter(style=style)
+    garbage: list[dict[str, Any]] = [{key: WHOLE[key] for key in WHOLE if key != left_out} for left_out in WHOLE]
+    garbage += [{}, {"event": "stop"}, {"event": "stop", "reason": []}, {"event": "state"}]
+    garbage += [{**WHOLE, key: value} for key in WHOLE for value in ([], 5, None)]
+    garbage += [{**WHOLE, "level": level} for level in ("bogus", "exception", "_context", "INFO")]
+    for record in garbage:
+        room.policy_socket.send(json.dumps(record).encode())
+    room.policy.event("x", "still here")
+    room.wait_for("still here") if style == "console" else None
+    _, err = room.last_words()
+    if style == "json":
+        assert "still here" in err
+        assert err.count("bytes of no known record") == len(garbage)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"event": "stop"},
+        {"event": "stop", "reason": [], "stage": []},
+        {"event": "stop", "reason": "r", "stage": "no such stage"},
+        {"event": "state"},
+        {"event": "state", "state": {}},
+        {"self": 1},
+        {"message": "%s", "args": 1, "kind": None, "timestamp": [], "exc_info": 1},
+    ],
+    ids=str,
+)
+def test_an_event_with_odd_fields_is_told(enter: Enter, fields: dict[str, Any]) -> None:
+    room = enter()
+    room.policy_socket.send(json.dumps({**WHOLE, **fields}).encode())
+    room.policy.event("x", "still here")
+    assert [event["event"] for event in room.events()[:2]] == [fields.get("message", "m"), "still here"]
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -412,9 +484,35 @@ def test_a_reader_that_is_gone_is_survived(enter: Enter, tmp_path: Path, stream:
     left = room.process.stderr if stream == "stdout" else room.process.stdout
     assert left is not None
     said = left.read().decode()
-    room.process.wait(20)
+    assert room.process.wait(20) == 0
+    assert "Exception" not in said
     assert path.read_text().count("\n") == 31
     assert ("event 4" if stream == "stdout" else "30 commands") in said
+
+
+@pytest.mark.parametrize("count", [3, 100])
+def test_a_trace_on_a_full_disk_ends_and_nothing_else_does(enter: Enter, count: int) -> None:
+    """With few cycles it is the closing that fails."""
+    room = enter("--trace", "/dev/full")
+    room.cycles(count)
+    room.gate.event("x", "still here")
+    told = [event["event"] for event in room.events()]
+    assert told.count("still here") == 1
+    assert told.count("the trace ends here: No space left on device") == (count > 3)
+
+
+def test_a_log_on_a_full_disk_ends_nothing(enter: Enter, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    full = os.open("/dev/full", os.O_WRONLY)
+    room = enter("--trace", str(path), stderr=full)
+    os.close(full)
+    for number in range(10):
+        room.gate.event("x", f"event {number}")
+    room.cycles(20)
+    room.gate.event("end", "")
+    room.leave()
+    assert room.process.wait(20) == 0
+    assert path.read_text().count("\n") == 21
 
 
 # --- what does not fit ---
@@ -533,6 +631,13 @@ def test_a_stop_can_be_found_by_its_fields(journal: Journal, journald: socket.so
         "MVLA_CYCLE": b"8123",
         "MVLA_DURATION_US": b"17900",
     }
+
+
+def test_what_is_no_text_is_told_as_what_it_is(journal: Journal, journald: socket.socket) -> None:
+    journal.write({"event": "x", "message": "no such file: " + os.fsdecode(b"\xff"), "reason": [1], "stage": {}})
+    fields = parse(journald.recv(65536))
+    assert fields["MESSAGE"] == b"no such file: \\udcff"
+    assert (fields["MVLA_REASON"], fields["MVLA_STAGE"]) == (b"[1]", b"{}")
 
 
 def test_records_that_people_search_for_have_an_id_each(journal: Journal, journald: socket.socket) -> None:

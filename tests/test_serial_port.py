@@ -9,9 +9,10 @@ import subprocess
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,14 @@ def test_a_read_takes_a_bounded_piece(pty: Pty, port: SerialPort) -> None:
     assert got == sent
 
 
+def test_a_read_of_nothing_is_empty_and_not_the_end(pty: Pty, port: SerialPort) -> None:
+    assert port.read() == b""
+    os.write(pty.master, b"something")
+    assert select.select([port.fd], [], [], 5)[0]
+    assert port.read() == b"something"
+    assert port.read() == b""
+
+
 def test_what_was_there_before_the_opening_is_discarded(pty: Pty) -> None:
     slave = os.open(pty.path, os.O_RDWR | os.O_NOCTTY)
     os.write(pty.master, b"of yesterday")
@@ -144,6 +153,37 @@ def test_a_port_whose_other_end_is_gone_is_an_absent_port() -> None:
         assert refusal(path).exit_code == 69
     finally:
         os.close(slave)
+
+
+def before_call(real: Callable[..., Any], number: int, act: Callable[[], None]) -> Callable[..., Any]:
+    """The real function, before whose so-manieth call something else happens."""
+    calls = iter(range(1, 1000))
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == number:
+            act()
+        return real(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("function", "number"), [("tcgetattr", 1), ("tcsetattr", 1), ("tcgetattr", 2), ("tcsetattr", 2), ("tcflush", 2)]
+)
+def test_a_device_that_vanishes_while_it_is_opened_is_an_absent_port(
+    monkeypatch: pytest.MonkeyPatch, function: str, number: int
+) -> None:
+    """First pyserial's calls, then our own; what fails is the real call on a line that has just hung up."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    master, slave = os.openpty()
+    path = os.ttyname(slave)
+    os.close(slave)
+    vanish = before_call(getattr(termios, function), number, lambda: os.close(master))
+    monkeypatch.setattr(termios, function, vanish)
+    error = refusal(path)
+    assert error.exit_code == 69
+    assert "does not exist; plug the motor controller in" in str(error)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("kind", ["file", "null", "fifo", "folder"])
@@ -308,6 +348,16 @@ def test_a_port_that_is_gone_says_so_however_it_is_used(orphan: SerialPort) -> N
 def test_closing_is_allowed_twice_and_after_the_end(orphan: SerialPort) -> None:
     orphan.close()
     orphan.close()
+
+
+def test_closing_twice_leaves_the_next_port_alone(pty: Pty, port: SerialPort) -> None:
+    port.close()
+    following = SerialPort(pty.path, BAUD)
+    assert following.fd == port.fd
+    port.close()
+    assert is_exclusive(following.fd)
+    assert following.write(FRAME)
+    following.close()
 
 
 def test_a_port_that_came_back_under_its_name_can_be_opened(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ class Frame:
     number: int
     sequence: int
     crc: int
-    published_ns: int
+    arrived_ns: int
 
 
 class NewestFrameSlot:
@@ -48,10 +47,10 @@ class NewestFrameSlot:
         """The buffer for the writer's next picture, its own until `publish`."""
         return self._writing
 
-    def publish(self, captured_ns: int, number: int, crc: int) -> None:
-        """Make the writable buffer the newest frame."""
+    def publish(self, captured_ns: int, number: int, crc: int, arrived_ns: int) -> None:
+        """Make the writable buffer the newest frame; `arrived_ns` is when the source handed the picture over."""
         self._sequence += 1
-        frame = Frame(self._writing, captured_ns, number, self._sequence, crc, time.monotonic_ns())
+        frame = Frame(self._writing, captured_ns, number, self._sequence, crc, arrived_ns)
         with self._lock:
             self._writing, self._waiting = self._waiting, self._writing
             self.overwritten += self._newest is not None

@@ -58,8 +58,10 @@ class Preprocessor:
         self._fitted = self._upright[_middle(self._image.size[0], fitted[0]), _middle(self._image.size[1], fitted[1])]
         small = (fitted[1], fitted[0]) if sideways else fitted
         self._small = self._fitted if self._turn is None else np.empty((*small, _CHANNELS), np.uint8)
-        self._ordered = self._upright if self._image.color == "BGR" else np.empty_like(self._upright)
-        """The same in the model's order of colors."""
+        swap = self._image.color == "RGB"
+        self._ordered = np.empty_like(self._upright) if swap else self._upright
+        """The same in the model's order of colors, for NHWC; planes are exchanged instead."""
+        self._order = (2, 1, 0) if swap else (0, 1, 2)
         self._planes = [np.empty(self._image.size, np.uint8) for _ in range(_CHANNELS)]
 
     def __call__(self, bgr: NDArray[np.uint8], out: NDArray[Any]) -> None:
@@ -75,23 +77,24 @@ class Preprocessor:
         cv2.resize(bgr[self._used], small.shape[1::-1], dst=small, interpolation=cv2.INTER_LINEAR)
         if self._turn is not None:
             cv2.rotate(small, self._turn, dst=self._fitted)
-        if self._ordered is not self._upright:
-            cv2.cvtColor(self._upright, cv2.COLOR_BGR2RGB, dst=self._ordered)
         if self._image.layout == "NCHW":
             self._write_planes(out)
-        elif self._tables is None:
+            return
+        if self._ordered is not self._upright:
+            cv2.cvtColor(self._upright, cv2.COLOR_BGR2RGB, dst=self._ordered)
+        if self._tables is None:
             np.copyto(out[0], self._ordered)
         else:
             cv2.LUT(self._ordered, self._tables, dst=out.view(self._tables.dtype)[0])
 
     def _write_planes(self, out: NDArray[Any]) -> None:
         if self._tables is None:
-            self._cv2.split(self._ordered, list(out[0]))
+            self._cv2.split(self._upright, [out[0][channel] for channel in self._order])
             return
-        self._cv2.split(self._ordered, self._planes)
+        self._cv2.split(self._upright, self._planes)
         stored = out.view(self._tables.dtype)[0]
-        for channel, plane in enumerate(self._planes):
-            self._cv2.LUT(plane, self._tables[channel], dst=stored[channel])
+        for channel, source in enumerate(self._order):
+            self._cv2.LUT(self._planes[source], self._tables[channel], dst=stored[channel])
 
 
 def _tables(image: ImageInput) -> NDArray[Any] | None:

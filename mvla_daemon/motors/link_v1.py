@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import ClassVar, TypeAlias
+from operator import attrgetter
+from typing import Any, ClassVar, TypeAlias
 
 VERSION = 1
 MAX_ENCODED_BYTES = 64
@@ -120,7 +122,23 @@ class Status:
 
 
 Body: TypeAlias = Hello | Arm | Drive | Stop | KeepAlive | Identity | Status
+
+
+def _values(body: type[Body]) -> Callable[[Body], tuple[Any, ...]]:
+    """A function that gives the body's fields in order, without a loop where there are several."""
+    names = body.__slots__
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda one: tuple(getattr(one, name) for name in names)
+
+
 _BODIES: dict[int, type[Body]] = {body.TYPE: body for body in (Hello, Arm, Drive, Stop, KeepAlive, Identity, Status)}
+
+_LAYOUTS = {
+    kind: (struct.Struct(_HEADER.format + body.BODY.format.lstrip("<")), _values(body))
+    for kind, body in _BODIES.items()
+}
+_WAYS = tuple(bytes((length + 1,)) for length in range(MAX_ENCODED_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +158,17 @@ def newer(seq: int, than: int) -> bool:
 def encode(packet: Packet) -> bytes:
     """The bytes of a packet, its closing zero included; raises `struct.error` for a value its field cannot hold."""
     body = packet.body
-    values = [getattr(body, name) for name in body.__slots__]
-    payload = _HEADER.pack(VERSION, body.TYPE, packet.session, packet.seq) + body.BODY.pack(*values)
-    return _cobs_encode(payload + _CRC.pack(zlib.crc32(payload))) + b"\0"
+    layout, values = _LAYOUTS[body.TYPE]
+    payload = layout.pack(VERSION, body.TYPE, packet.session, packet.seq, *values(body))
+    return _cobs_encode(payload + zlib.crc32(payload).to_bytes(4, "little"))
 
 
 def _cobs_encode(data: bytes) -> bytes:
-    """COBS for at most 254 bytes, which every packet of this link is: each zero becomes the way to the next."""
-    out = bytearray()
-    for run in data.split(b"\0"):
-        out.append(len(run) + 1)
-        out += run
-    return bytes(out)
+    """COBS for at most 254 bytes, which every packet of this link is, and the zero that closes it.
+
+    Each zero becomes the way to the next one.
+    """
+    return b"".join([_WAYS[len(run)] + run for run in data.split(b"\0")]) + b"\0"
 
 
 def _cobs_decode(data: bytes) -> bytes | None:

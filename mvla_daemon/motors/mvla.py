@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from mvla_daemon.core.messages import MS, Reason, Velocity
+from mvla_daemon.core.messages import MS, Reason
 from mvla_daemon.motors.link_v1 import (
     Arm,
     Body,
@@ -255,11 +255,11 @@ class MvlaLink:
         self._next_ns = now_ns + STATUS_EVERY_NS
         return self._frame(Arm(self._watchdog_ms), now_ns)
 
-    def velocity(self, cycle: int, velocity: Velocity, now_ns: int) -> bytes:
-        """VELOCITY in the wire's integers, rounded towards zero."""
+    def velocity(self, cycle: int, values: tuple[float, float, float], now_ns: int) -> bytes:
+        """VELOCITY, of m/s, m/s and rad/s, in the wire's integers, rounded towards zero."""
         self._driving = True
-        vx, vy, wz = (int(value * 1e6) for value in velocity.as_tuple())
-        return self._frame(Drive(cycle & _U32, self._ttl_ms, vx, vy, wz), now_ns)
+        vx, vy, wz = values
+        return self._frame(Drive(cycle & _U32, self._ttl_ms, int(vx * 1e6), int(vy * 1e6), int(wz * 1e6)), now_ns)
 
     def stop(self, category: int, reason: Reason, now_ns: int) -> bytes:
         """STOP, from now on repeated by `due`; nothing where nobody has identified himself."""

@@ -33,7 +33,7 @@ PIPE_BYTES = 65536
 LIVE_LINE_EVERY_NS = 1 * SECOND
 """How often the live line is written where it cannot be overwritten: into a file or a pipe."""
 TRACE_COLUMNS = (
-    "epoch,cycle,hold,frame,captured_ns,published_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
+    "epoch,cycle,hold,frame,captured_ns,arrived_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
     "postprocess_ns,sent_ns,received_ns,deadline_ns,written_ns"
 )
 
@@ -203,7 +203,7 @@ _TIMED = {"preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
 def _trace_line(cycle: Matched) -> str:
     p, g = cycle.policy, cycle.gate
     values = (
-        *(p.epoch, p.cycle, int(p.hold), p.frame, p.captured_ns, p.published_ns, p.started_ns, p.preprocess_ns),
+        *(p.epoch, p.cycle, int(p.hold), p.frame, p.captured_ns, p.arrived_ns, p.started_ns, p.preprocess_ns),
         *(p.h2d_ns, p.compute_ns, p.d2h_ns, p.postprocess_ns, p.sent_ns, g.received_ns, g.deadline_ns, g.written_ns),
     )
     return ",".join(map(str, values)) + "\n"
