@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,20 @@ class Desk:
     def client(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client.setblocking(False)
-        client.connect(str(self.path))
+        try:
+            client.connect(str(self.path))
+        except BlockingIOError:
+            client.close()
+            raise
         return client
+
+    def queue(self) -> ExitStack:
+        """As many clients as can stand in line, until the stack is closed."""
+        stack = ExitStack()
+        with suppress(BlockingIOError):
+            for _ in range(100):
+                stack.enter_context(self.client())
+        return stack
 
     def answer(self, request: bytes) -> dict[str, Any]:
         with self.client() as client:
@@ -197,15 +209,10 @@ def test_the_socket_of_a_daemon_that_was_killed_is_replaced(tmp_path: Path) -> N
     desk.server.close()
 
 
-@pytest.mark.parametrize("waiting", [0, 100])
-def test_the_socket_of_a_daemon_that_lives_is_left_alone(desk: Desk, waiting: int) -> None:
-    """However many stand in its queue."""
-    with ExitStack() as stack:
-        with suppress(BlockingIOError):
-            for _ in range(waiting):
-                stack.enter_context(desk.client())
-        with pytest.raises(DaemonError, match="stop that one first") as caught:
-            Desk(desk.path)
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_socket_of_a_daemon_that_lives_is_left_alone(desk: Desk, *, busy: bool) -> None:
+    with desk.queue() if busy else nullcontext(), pytest.raises(DaemonError, match="stop that one first") as caught:
+        Desk(desk.path)
     assert caught.value.exit_code == 69
     desk.settle()
     assert desk.answer(b"stop")["ok"]
@@ -386,10 +393,7 @@ def test_ask_comes_again_when_the_daemon_had_no_hand_free(config: Path, monkeypa
 
 def test_ask_comes_again_when_the_daemons_queue_was_full(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(socket_path(config))
-    with ExitStack() as gate, ExitStack() as queue:
-        with suppress(BlockingIOError):
-            for _ in range(100):
-                queue.enter_context(desk.client())
+    with ExitStack() as gate, desk.queue() as queue:
 
         def at_last(_: float) -> None:
             queue.close()
@@ -405,11 +409,7 @@ def test_ask_comes_again_when_the_daemons_queue_was_full(config: Path, monkeypat
 
 def test_a_daemon_that_stays_busy_is_not_taken_for_an_absent_one(config: Path) -> None:
     desk = Desk(socket_path(config))
-    with ExitStack() as queue:
-        with suppress(BlockingIOError):
-            for _ in range(100):
-                queue.enter_context(desk.client())
-        with pytest.raises(DaemonError, match="busy with other clients; ask again") as caught:
-            ask(config, "stop", timeout_s=0.1)
+    with desk.queue(), pytest.raises(DaemonError, match="busy with other clients; ask again") as caught:
+        ask(config, "stop", timeout_s=0.1)
     assert caught.value.exit_code == 75
     desk.server.close()

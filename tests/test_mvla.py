@@ -275,7 +275,7 @@ def test_a_standstill_that_was_reported_long_ago_is_none_now(talk: Talk) -> None
     assert "standstill" in talk.link.why_not_ready()
     assert talk.run(300) == []  # HELLO would make its number the baseline of a controller that may move
     standing(talk)
-    assert kinds(talk.run(1)) == ["HELLO"]
+    assert kinds(talk.run(200)) == ["HELLO"]
     talk.identity()
     assert talk.link.ready_to_arm()
 

@@ -519,4 +519,9 @@ def test_a_policy_process_whose_parent_is_another_ends_at_once() -> None:
             capture_output=True,
             check=False,
         )
+        theirs.close()
+        assert unpack(ours.recv(8192)) == Failed(
+            ExitCode.UNAVAILABLE, "the process 1 is not the parent: start it from there"
+        )
     assert (done.stdout, done.stderr) == (b"", b"")
+    assert done.returncode == 1

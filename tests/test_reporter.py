@@ -359,11 +359,11 @@ def test_what_the_policy_process_prints_becomes_records(enter: Enter) -> None:
 def test_a_line_that_never_ends_is_told_in_pieces(enter: Enter) -> None:
     """A progress bar must not fill the reporter's memory."""
     room = enter()
-    for _ in range(20):
+    for _ in range(100):
         os.write(room.output_fd, b"x" * 4096)
     pieces = [event["event"].removeprefix("policy process: ") for event in room.events()[:-1]]
-    assert "".join(pieces) == "x" * 4096 * 20
-    assert max(map(len, pieces)) <= 8192
+    assert "".join(pieces) == "x" * 409_600
+    assert max(map(len, pieces)) < 70_000  # what a pipe holds at the end, and no more
 
 
 def test_what_was_on_its_way_when_the_gate_ended_is_told(enter: Enter) -> None:
@@ -441,11 +441,9 @@ def test_objects_that_are_no_event_are_told_and_survived(enter: Enter, style: st
     for record in garbage:
         room.policy_socket.send(json.dumps(record).encode())
     room.policy.event("x", "still here")
-    room.wait_for("still here") if style == "console" else None
     _, err = room.last_words()
-    if style == "json":
-        assert "still here" in err
-        assert err.count("bytes of no known record") == len(garbage)
+    assert "still here" in err
+    assert err.count("bytes of no known record") == len(garbage)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_a_device_that_vanishes_while_it_is_opened_is_an_absent_port(
     monkeypatch.setattr(termios, function, vanish)
     error = refusal(path)
     assert error.exit_code == 69
-    assert "does not exist; plug the motor controller in" in str(error)
+    assert "correct motor.port" in str(error)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 

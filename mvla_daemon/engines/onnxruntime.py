@@ -52,6 +52,7 @@ class OnnxRuntimeEngine:
         self._manifest = manifest
         self._embedding = instruction_embedding
         self._providers = list(providers)
+        self._copies_inputs = self._providers[0] != "CPUExecutionProvider"
         self._forget()
 
     def _forget(self) -> None:
@@ -95,6 +96,7 @@ class OnnxRuntimeEngine:
         self._binding = self._session.io_binding()
         for name, array in shaped.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._bind_inputs()
 
     def _open(self) -> Any:
         available = ort.get_available_providers()
@@ -132,16 +134,17 @@ class OnnxRuntimeEngine:
     def infer(self, stage: Callable[[Stage], None]) -> None:
         """Compute the outputs from the inputs; `stage` is called as H2D, COMPUTE and D2H begin; raises EngineError.
 
-        A bound input is copied to the provider's device when it is bound, not when the model runs (on the CPU, not at
-        all), so each inference binds its inputs; an output bound to host memory is copied back by the run itself.
+        A bound input is copied to the provider's device when it is bound, not when the model runs, so for a device each
+        inference binds its inputs; on the CPU nothing is copied, and binding once is enough. An output bound to host
+        memory is copied back by the run itself.
         """
         if self._binding is None:
             raise EngineError("the engine is not loaded")
         stage(Stage.H2D)
         self._guard.mark()
         try:
-            for name, array in self._inputs.items():
-                self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            if self._copies_inputs:
+                self._bind_inputs()
             stage(Stage.COMPUTE)
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
@@ -150,6 +153,10 @@ class OnnxRuntimeEngine:
         self._guard.check()
         for given, kept in self._states:
             np.copyto(given, kept)
+
+    def _bind_inputs(self) -> None:
+        for name, array in self._inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def reset_state(self) -> None:
         """Zero the recurrent state."""
