@@ -90,6 +90,7 @@ class PolicyProcess:
         await self._loop.run_in_executor(None, capture.open_first)
         capture.start()
         await self._first_frame(camera, capture)
+        realtime.set_garbage_aside()
         self._gate.send(pack_ready(_about(manifest, camera)))
         while not self._gone:
             await self._next_cycle()
