@@ -183,6 +183,7 @@ def test_a_device_that_vanishes_while_it_is_opened_is_an_absent_port(
     error = refusal(path)
     assert error.exit_code == 69
     assert "correct motor.port" in str(error)
+    assert "no serial port" not in str(error)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
