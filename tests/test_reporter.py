@@ -461,6 +461,7 @@ def test_objects_that_are_no_event_are_told_and_survived(enter: Enter, style: st
         {"event": "state"},
         {"event": "state", "state": {}},
         {"self": 1},
+        {"method_name": "x"},
         {"message": "%s", "args": 1, "kind": None, "timestamp": [], "exc_info": 1},
     ],
     ids=str,

@@ -50,6 +50,10 @@ def chosen_format(asked: str) -> str:
     return "console" if sys.stderr.isatty() else "json"
 
 
+_RESERVED = {"level", "message", "event", "self", "method_name"}
+"""Names that structlog's own functions take: the first three are told in another way, the others can only be odd."""
+
+
 class Log:
     """Writes event records in the chosen format, from the chosen level on."""
 
@@ -71,10 +75,10 @@ class Log:
         if self._journal is not None:
             self._journal.write(record)
             return
-        fields = {key: value for key, value in record.items() if key not in {"level", "message", "event", "self"}}
+        fields = {key: value for key, value in record.items() if key not in _RESERVED}
         # On a terminal the sentence says it all; machines want the fields.
         extra = {} if self._console else {"kind": record["event"], **fields}
-        with suppress(OSError):  # its reader is gone, or the disk is full
+        with suppress(OSError, UnicodeError):  # its reader is gone, the disk is full, or it is no text
             getattr(self._log, record.get("level", "info"))(record["message"], **extra)
 
 
@@ -143,7 +147,7 @@ class Reporter:
         if self._live and now_ns >= self._next_live_ns:
             self._next_live_ns = now_ns + (LIVE_EVERY_NS if self._overwrite else LIVE_LINE_EVERY_NS)
             line = self._live_line(now_ns)
-            with suppress(BrokenPipeError):
+            with suppress(OSError, UnicodeError):
                 sys.stdout.write(f"\r\x1b[2K{line}" if self._overwrite else line + "\n")
                 sys.stdout.flush()
         if now_ns >= self._next_summary_ns:
@@ -161,7 +165,7 @@ class Reporter:
 
     def _clear_live(self) -> None:
         if self._live and self._overwrite:
-            with suppress(BrokenPipeError):
+            with suppress(OSError, UnicodeError):
                 sys.stdout.write("\r\x1b[2K")
                 sys.stdout.flush()
 
@@ -187,7 +191,7 @@ class Reporter:
             gone = "the gate ended without a word; the controller's own watchdog stops the robot"
             self._log.write({"event": "gate_gone", "level": "error", "message": gone})
         if self._live and self.statistics.commands:
-            with suppress(BrokenPipeError):
+            with suppress(OSError, UnicodeError):
                 sys.stdout.write("\n".join(["", self._headline(), *self.statistics.table(), ""]))
                 sys.stdout.flush()
         else:
