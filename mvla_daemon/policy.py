@@ -193,9 +193,10 @@ class PolicyProcess:
     # --- the gate ---
 
     def _send(self, message: bytes) -> None:
-        # A full buffer means that the gate is not reading: it will miss this message and judge by its own clock.
-        with suppress(BlockingIOError):
+        try:
             self._gate.send(message)
+        except BlockingIOError:
+            return  # the gate is not reading: it will miss this message, and judge by its own clock
 
     def _hear_gate(self) -> None:
         data = self._gate.recv(64)

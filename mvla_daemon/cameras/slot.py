@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # one for each picture: a frozen one takes three times as long to make
 class Frame:
     """A camera picture; `pixels`, (height, width, channels) uint8, belong to the reader until its next `take`.
 
