@@ -24,6 +24,7 @@ ALLOWED = {
     "dataclasses",
     "enum",
     "math",
+    "operator",
     "struct",
     "typing",
     "zlib",

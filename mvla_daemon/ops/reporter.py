@@ -270,9 +270,12 @@ def main() -> None:
     trace = arguments.trace.open("w", encoding="ascii") if arguments.trace else None
     log = Log(chosen_format(arguments.format), arguments.level)
     gate, policy, output_fd = arguments.fds
-    serve(
-        Reporter(log, trace, live=arguments.live), socket.socket(fileno=gate), socket.socket(fileno=policy), output_fd
-    )
+    reporter = Reporter(log, trace, live=arguments.live)
+    serve(reporter, socket.socket(fileno=gate), socket.socket(fileno=policy), output_fd)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(0)  # at its own end the interpreter would complain of a reader that is gone
 
 
 if __name__ == "__main__":
