@@ -146,16 +146,18 @@ def test_hidden_delay_is_taken_off_the_capture_time() -> None:
 
 
 def test_repeated_and_backward_times_are_no_frames() -> None:
-    now_ns = time.monotonic_ns() + SECOND // 20  # after the opening, by when the script has slept
-    first = picture(101, at_ns=now_ns)
+    times_ns: list[int] = []
 
-    def wait(into: NDArray[np.uint8]) -> Capture:
-        time.sleep(0.06)
-        return first(into)
+    def shifted(value: int, by_ns: int) -> Step:
+        """A picture captured so much after the script's first read, which is after the opening however slow that is."""
 
-    seen = captured(
-        ScriptedCamera(wait, picture(102, at_ns=now_ns), picture(103, at_ns=now_ns - 1), picture(104, at_ns=now_ns + 1))
-    )
+        def step(into: NDArray[np.uint8]) -> Capture:
+            times_ns.append(time.monotonic_ns())
+            return picture(value, at_ns=times_ns[0] + by_ns)(into)
+
+        return step
+
+    seen = captured(ScriptedCamera(shifted(101, 0), shifted(102, 0), shifted(103, -1), shifted(104, 1)))
     assert seen.values == [101, 104]
     assert seen.faults == {"time_repeated": 2}
 

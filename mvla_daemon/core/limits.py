@@ -67,7 +67,7 @@ class VelocityShaper:
 
 def _approach(last: float, value: float, step: float) -> float:
     """As near to `value` as one step away from zero allows; through zero only by way of zero."""
-    if last * value < 0.0:
+    if _opposite(last, value):
         return 0.0
     if abs(value) <= abs(last):
         return value
@@ -114,6 +114,11 @@ class VelocityGuard:
 
 def _rise(last: float, value: float) -> float:
     """How much of a change counts against the acceleration: none of it while coming towards zero."""
-    if last * value >= 0.0 and abs(value) <= abs(last):
+    if abs(value) <= abs(last) and not _opposite(last, value):
         return 0.0
     return abs(value - last)
+
+
+def _opposite(one: float, other: float) -> bool:
+    """Whether zero lies between the two; their product would not tell, since a small one becomes zero."""
+    return one < 0.0 < other or other < 0.0 < one
