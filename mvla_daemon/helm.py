@@ -190,8 +190,9 @@ class Helm:
         self._category = effect.category
         self.write(self._link.stop(effect.category, effect.reason, now_ns), now_ns)
         written_ns = time.monotonic_ns()
-        if before.phase in _HELD_STOPPED and effect.reason is not Reason.SHUTDOWN:
-            return  # not another stop, but a stricter reason or category for this one
+        re_arming = before.phase is Phase.ARMING and not before.arm_sent and before.origin is not Phase.DISARMED
+        if (before.phase in _HELD_STOPPED or re_arming) and effect.reason is not Reason.SHUTDOWN:
+            return  # not another stop, but a stricter reason or category for the one that still stands
         was_driving = before.phase is Phase.ARMED
         child = self._keeper.child
         doing = child.board.read() if child is not None and was_driving else None

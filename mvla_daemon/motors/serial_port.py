@@ -56,7 +56,7 @@ class SerialPort:
     def _set_up(self) -> None:
         try:
             self._keep_lines_up()
-            with suppress(OSError, ValueError, NotImplementedError, AttributeError):
+            with suppress(OSError, ValueError):
                 self._serial.set_low_latency_mode(True)  # FTDI's driver holds input back 16 ms otherwise; others refuse
             self._serial.reset_input_buffer()
         except BaseException:
