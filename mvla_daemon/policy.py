@@ -1,7 +1,7 @@
 """The policy process: frames in, commands out, on an asyncio loop that nothing in here blocks.
 
-A new frame begins a cycle at once; when none comes for T and a grace, a hold offers the last action again under the
-same capture time. Whether any of it moves the robot is for the gate to judge; this process may fail in every way.
+`cycles.py` says what begins a cycle and what it offers; here are the camera's thread, the engine's thread, the gate's
+socket and the timer that move it on. This process may fail in every way: the gate relies on none of it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,17 @@ from mvla_daemon.cameras.file import FileCamera
 from mvla_daemon.cameras.slot import Frame, NewestFrameSlot
 from mvla_daemon.cameras.v4l2 import V4l2Camera
 from mvla_daemon.config import Config
-from mvla_daemon.core.admission import Mode, Offer
-from mvla_daemon.core.limits import Axes3, VelocityShaper
-from mvla_daemon.core.messages import SECOND, Stage, Velocity
-from mvla_daemon.core.schedule import hold_due_ns
+from mvla_daemon.core.messages import SECOND, Velocity
+from mvla_daemon.cycles import Cycles, Outlets
 from mvla_daemon.engines.base import EngineError
 from mvla_daemon.engines.instruction import embedding_for
 from mvla_daemon.engines.manifest import Manifest, load_manifest
 from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
 from mvla_daemon.engines.thinker import EngineThread, Thinker
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.link import BoardWriter, pack_command, pack_failed, pack_ready, pack_start, pack_starved, unpack_mode
+from mvla_daemon.link import BoardWriter, pack_failed, pack_ready, unpack_mode
 from mvla_daemon.ops import realtime
-from mvla_daemon.ops.telemetry import PolicyCycle, Telemetry
+from mvla_daemon.ops.telemetry import Telemetry
 
 FIRST_FRAME_S = 5.0
 """How long a camera may take to give its first picture: exposure and white balance settle within a second or two."""
@@ -59,41 +57,30 @@ class PolicyProcess:
         self._gate = gate
         self._board = board
         self._telemetry = telemetry
-        self._period_ns = config.control.period_ns
         self._slot = NewestFrameSlot(config.camera.height, config.camera.width)
-        self._shaper = VelocityShaper(config.limits.by_axis())
-        self._mode = Mode.IDLE
-        self._epoch = 0
-        self._cycle = 0
-        self._started_ns = 0
-        self._newest_ns = 0
-        self._wish: Velocity | None = None
-        self._frame: Frame | None = None
-        self._nudge: asyncio.Future[None] | None = None
-        self._gone = False
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Load, then think until the gate goes away."""
         self._loop = asyncio.get_running_loop()
+        # An error in a callback would otherwise be printed, and the loop go on without it.
+        self._loop.set_exception_handler(lambda _, said: self._fail(said.get("exception") or Exception(said)))
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._first_frame = asyncio.Event()
         self._engine = EngineThread(self._loop)
-        self._loop.add_reader(self._gate, self._hear_gate)
         manifest, self._thinker = await self._load()
-        camera = open_camera(self._config)
-        capture = CaptureThread(
-            camera,
+        self._cycles = Cycles(
+            self._config.control.period_ns,
+            tuple(self._config.limits.by_axis()),
             self._slot,
-            self._on_frame,
-            on_event=lambda name, sentence: self._telemetry.event(name, sentence, "warning"),
-            latency_ms=self._config.camera.latency_ms,
-            min_interval_ns=self._period_ns // 2,
+            self._thinker.times_ns,
+            Outlets(monotonic_ns, self._send, self._board.write, self._think, self._telemetry.cycle),
         )
-        await self._loop.run_in_executor(None, capture.open_first)
-        capture.start()
-        await self._first_frame(camera, capture)
+        self._loop.add_reader(self._gate, self._hear_gate)
+        camera = await self._watch_camera()
         realtime.set_garbage_aside()
         self._gate.send(pack_ready(_about(manifest, camera)))
-        while not self._gone:
-            await self._next_cycle()
+        await self._ended
 
     async def _load(self) -> tuple[Manifest, Thinker]:
         manifest = load_manifest(self._config.resolve(self._config.policy.manifest))
@@ -103,92 +90,59 @@ class PolicyProcess:
         await self._engine.call(thinker.load)
         return manifest, thinker
 
-    async def _first_frame(self, camera: Camera, capture: CaptureThread) -> None:
-        end_ns = monotonic_ns() + round(FIRST_FRAME_S * SECOND)
-        while not capture.counts["published"]:
-            if monotonic_ns() > end_ns:
-                got = ", ".join(f"{count} {what}" for what, count in capture.counts.items() if count) or "nothing"
-                raise DaemonError(
-                    f"{camera.name} gave no usable picture within {FIRST_FRAME_S:g} s ({got}); look at its cable, "
-                    f"lens cap and camera.source.",
-                    ExitCode.UNAVAILABLE,
-                )
-            await self._wait(end_ns)
-
-    # --- one cycle ---
-
-    async def _next_cycle(self) -> None:
-        """Wait for what begins a cycle: the newest frame, or the time for a hold."""
-        if self._mode is Mode.IDLE:
-            await self._wait(None)
-            return
-        frame = self._slot.take()
-        if frame is not None:
-            await self._think(frame)
-            return
-        due_ns = hold_due_ns(self._started_ns, self._period_ns)
-        if monotonic_ns() < due_ns:
-            await self._wait(due_ns)
-        elif self._wish is not None:
-            self._hold()
-        else:
-            # Nothing to offer is no reason to seem dead: the gate tells a lost camera from a lost policy by this.
-            self._started_ns = monotonic_ns()
-            self._send(pack_starved(self._epoch, self._newest_ns))
-
-    async def _think(self, frame: Frame) -> None:
-        self._newest_ns = frame.captured_ns
-        self._begin(Stage.PREPROCESS)
-        epoch = self._epoch
-        wish: Velocity = await self._engine.call(self._thinker.think, frame, self._cycle)
-        if epoch == self._epoch:
-            self._wish, self._frame = wish, frame
-            self._offer(wish, frame, hold=False)
-        elif self._mode is Mode.DRIVE:
-            # The rehearsals have just become a drive, whose deadline runs already: the cycle that was under way counts
-            # for nothing, but its action may be held. Nothing from before a stop may.
-            self._wish, self._frame = wish, frame
-            self._hold()
-        else:
-            self._board.write(self._cycle, Stage.WAIT_FRAME, monotonic_ns())
-
-    def _hold(self) -> None:
-        assert self._wish is not None
-        assert self._frame is not None
-        self._begin(Stage.SEND)
-        self._offer(self._wish, self._frame, hold=True)
-
-    def _begin(self, stage: Stage) -> None:
-        self._cycle = (self._cycle + 1) & 0xFFFFFFFF
-        self._started_ns = monotonic_ns()
-        self._board.write(self._cycle, stage, self._started_ns)
-        self._send(pack_start(self._epoch, self._cycle, self._started_ns))
-
-    def _offer(self, wish: Velocity, frame: Frame, *, hold: bool) -> None:
-        now_ns = monotonic_ns()
-        self._board.write(self._cycle, Stage.SEND, now_ns)
-        values: Axes3 = self._shaper.shape(wish.as_tuple(), now_ns)
-        sent_ns = monotonic_ns()
-        self._send(pack_command(Offer(self._epoch, self._cycle, frame.captured_ns, frame.crc, values)))
-        self._board.write(self._cycle, Stage.WAIT_FRAME, sent_ns)
-        times = [self._started_ns] * len(Stage) if hold else self._thinker.times_ns
-        self._telemetry.cycle(
-            PolicyCycle(
-                self._epoch,
-                self._cycle,
-                hold,
-                frame.number,
-                frame.captured_ns,
-                frame.arrived_ns,
-                self._started_ns,
-                times[Stage.PREPROCESS],
-                times[Stage.H2D],
-                times[Stage.COMPUTE],
-                times[Stage.D2H],
-                times[Stage.POSTPROCESS],
-                sent_ns,
-            )
+    async def _watch_camera(self) -> Camera:
+        """Start to capture; returns once there was a usable picture."""
+        camera = open_camera(self._config)
+        capture = CaptureThread(
+            camera,
+            self._slot,
+            self._on_frame,
+            on_event=lambda name, sentence: self._telemetry.event(name, sentence, "warning"),
+            latency_ms=self._config.camera.latency_ms,
+            min_interval_ns=self._config.control.period_ns // 2,
         )
+        await self._loop.run_in_executor(None, capture.open_first)
+        capture.start()
+        try:
+            await asyncio.wait_for(self._first_frame.wait(), FIRST_FRAME_S)
+        except asyncio.TimeoutError:  # which is not TimeoutError before Python 3.11
+            got = ", ".join(f"{count} {what}" for what, count in capture.counts.items() if count) or "nothing"
+            raise DaemonError(
+                f"{camera.name} gave no usable picture within {FIRST_FRAME_S:g} s ({got}); look at its cable, "
+                f"lens cap and camera.source.",
+                ExitCode.UNAVAILABLE,
+            ) from None
+        return camera
+
+    # --- what moves a cycle on ---
+
+    def _on_frame(self) -> None:
+        """Called on the capture thread."""
+        with suppress(RuntimeError):  # the loop has ended already
+            self._loop.call_soon_threadsafe(self._on_frame_here)
+
+    def _on_frame_here(self) -> None:
+        self._first_frame.set()
+        self._move_on()
+
+    def _move_on(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_ns = self._cycles.move_on()
+        if due_ns is not None:
+            self._timer = self._loop.call_later(max(0, due_ns - monotonic_ns()) / SECOND, self._move_on)
+
+    def _think(self, frame: Frame, cycle: int) -> None:
+        self._engine.post(self._thought, self._fail, self._thinker.think, frame, cycle)
+
+    def _thought(self, wish: Velocity) -> None:
+        self._cycles.thought(wish)
+        self._move_on()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
 
     # --- the gate ---
 
@@ -197,39 +151,19 @@ class PolicyProcess:
             self._gate.send(message)
         except BlockingIOError:
             return  # the gate is not reading: it will miss this message, and judge by its own clock
+        except OSError as error:
+            self._fail(error)
 
     def _hear_gate(self) -> None:
         data = self._gate.recv(64)
         if not data:
-            self._gone = True
-        else:
-            self._epoch, self._mode = unpack_mode(data)
-            self._shaper.reset(monotonic_ns())
-            if self._mode is not Mode.DRIVE:
-                self._wish = self._frame = None
-            self._engine.call(self._thinker.reset)
-        self._poke()
-
-    # --- waiting ---
-
-    def _on_frame(self) -> None:
-        """Called on the capture thread."""
-        with suppress(RuntimeError):  # the loop has ended already
-            self._loop.call_soon_threadsafe(self._poke)
-
-    def _poke(self) -> None:
-        if self._nudge is not None and not self._nudge.done():
-            self._nudge.set_result(None)
-
-    async def _wait(self, until_ns: int | None) -> None:
-        """Until something happens, or the time comes; may return early, so the caller looks at the clock."""
-        self._nudge = self._loop.create_future()
-        timer = None
-        if until_ns is not None:
-            timer = self._loop.call_later(max(0, until_ns - monotonic_ns()) / SECOND, self._poke)
-        await self._nudge
-        if timer is not None:
-            timer.cancel()
+            if not self._ended.done():
+                self._ended.set_result(None)
+            self._loop.remove_reader(self._gate)
+            return
+        self._engine.post(lambda _: None, self._fail, self._thinker.reset)
+        self._cycles.order(*unpack_mode(data))
+        self._move_on()
 
 
 def _about(manifest: Manifest, camera: Camera) -> dict[str, Any]:
