@@ -28,6 +28,7 @@ from mvla_daemon.motors.mvla import MvlaLink
 from mvla_daemon.ops import realtime
 from mvla_daemon.ops.announce import Announcer
 from mvla_daemon.ops.child import PolicyChild, Process, start_module
+from mvla_daemon.ops.clock import MachineClock
 from mvla_daemon.ops.control import ControlServer, socket_path
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
@@ -64,7 +65,7 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         stack.callback(keeper.stop)
         keeper.begin()
         crew = _crew(config, port, keeper, telemetry)
-        gate = Gate(_settings(config, options), crew, telemetry, signals_fd)
+        gate = Gate(_settings(config, options), crew, telemetry, MachineClock(), signals_fd)
         control = ControlServer(socket_path(config.path), gate.operate)
         stack.callback(control.close)
         _become_real_time(config, cores, telemetry)

@@ -8,8 +8,6 @@ written before anything else is done about its cause.
 from __future__ import annotations
 
 import os
-import select
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ from mvla_daemon.errors import ExitCode
 from mvla_daemon.helm import Crew, Helm
 from mvla_daemon.link import Failed, MalformedError, Ready, Started, Starved, unpack
 from mvla_daemon.motors.serial_port import PortLostError
+from mvla_daemon.ops.clock import Clock
 from mvla_daemon.ops.control import ControlServer
 from mvla_daemon.ops.telemetry import GateCycle, Telemetry
 
@@ -46,7 +45,7 @@ class GateSettings:
 class Gate:
     """The loop: listens to everyone, and tells the helm what it heard."""
 
-    def __init__(self, settings: GateSettings, crew: Crew, telemetry: Telemetry, signals_fd: int) -> None:
+    def __init__(self, settings: GateSettings, crew: Crew, telemetry: Telemetry, clock: Clock, signals_fd: int) -> None:
         self._settings = settings
         self._admission = crew.admission
         self._link = crew.link
@@ -54,9 +53,10 @@ class Gate:
         self._keeper = crew.keeper
         self._announce = crew.announce
         self._telemetry = telemetry
+        self._clock = clock
         self._signals_fd = signals_fd
-        self.helm = Helm(settings.rules, crew, time.monotonic_ns())
-        self._suspended_ns = _suspended_so_far_ns()
+        self.helm = Helm(settings.rules, crew, clock)
+        self._suspended_ns = clock.suspended_ns()
 
     def serve(self, control: ControlServer) -> None:
         """Run until something ends the daemon; an error in the gate itself stops the robot before it is raised."""
@@ -68,15 +68,15 @@ class Gate:
             raise
 
     def _wake(self, control: ControlServer) -> None:
-        planned_ns = self._next_wake_ns(time.monotonic_ns())
+        planned_ns = self._next_wake_ns(self._clock.now_ns())
         readable = self._wait(planned_ns, control)
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns()
         self._check_clocks(planned_ns, now_ns)
         self._check_deadline(now_ns)
         self._hear_controller(readable, now_ns)
         self._hear_policy(readable)
-        self._check_policy_alive(time.monotonic_ns())
-        self.helm.move_on(time.monotonic_ns())
+        self._check_policy_alive(self._clock.now_ns())
+        self.helm.move_on(self._clock.now_ns())
         self._hear_operator(readable, control)
 
     # --- waiting ---
@@ -96,16 +96,15 @@ class Gate:
         fds = [self._signals_fd, *self._keeper.filenos(), *control.filenos()]
         if self._port.fd is not None:
             fds.append(self._port.fd)
-        # select() and not poll(), which rounds up to whole milliseconds.
-        return set(select.select(fds, [], [], max(0, until_ns - time.monotonic_ns()) / SECOND)[0])
+        return self._clock.wait(fds, until_ns)
 
     # --- the clock ---
 
     def _check_clocks(self, planned_ns: int, now_ns: int) -> None:
-        suspended_ns = _suspended_so_far_ns()
+        suspended_ns = self._clock.suspended_ns()
         if suspended_ns - self._suspended_ns > SUSPENDED_NS:
             # Once more, lest a pause between the readings of the two clocks is taken for a suspension.
-            suspended_ns = _suspended_so_far_ns()
+            suspended_ns = self._clock.suspended_ns()
         slept_ns = suspended_ns - self._suspended_ns
         self._suspended_ns = suspended_ns
         if slept_ns > SUSPENDED_NS:
@@ -177,8 +176,8 @@ class Gate:
                     self._keeper.on_closed()
                 if not data:
                     break
-                self._on_message(data, time.monotonic_ns())
-        now_ns = time.monotonic_ns()
+                self._on_message(data, self._clock.now_ns())
+        now_ns = self._clock.now_ns()
         ended = self._keeper.watch(readable, now_ns)
         if ended:
             self.helm.fault(Reason.POLICY_LOST, ended, now_ns)
@@ -230,7 +229,7 @@ class Gate:
     # --- the operator ---
 
     def _hear_operator(self, readable: set[int], control: ControlServer) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns()
         if self._signals_fd in readable:
             os.read(self._signals_fd, 64)
             self.helm.end(ExitCode.OK, "", now_ns)
@@ -238,14 +237,10 @@ class Gate:
 
     def operate(self, request: str, uid: int) -> dict[str, Any]:
         """Do what an operator asks, and say what came of it."""
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock.now_ns()
         if request == "status":
             return {"ok": True, **self.helm.status(now_ns), "dropped_records": self._telemetry.dropped}
         self._announce.operator(request, uid)
         event = Event(What(request), missing=self.helm.missing())
         refusal = self.helm.apply(event, now_ns, f"asked for by user {uid}")
         return {"ok": not refusal, "text": refusal, "state": self.helm.state.phase.name.lower()}
-
-
-def _suspended_so_far_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()

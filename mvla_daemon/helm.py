@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import select
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from mvla_daemon.core.admission import Admission, Mode, Offer
-from mvla_daemon.core.messages import SECOND, Phase, Reason
+from mvla_daemon.core.messages import MS, SECOND, Phase, Reason
 from mvla_daemon.core.safety import step
 from mvla_daemon.core.session import Do, Effect, Event, Rules, State, What, initial, next_due_ns
 from mvla_daemon.errors import ExitCode
@@ -17,12 +15,13 @@ from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.mvla import MvlaLink
 from mvla_daemon.motors.serial_port import PortLostError
 from mvla_daemon.ops.announce import Announcer
+from mvla_daemon.ops.clock import Clock
 from mvla_daemon.policy_keeper import PolicyKeeper
 
 BACKLOGGED_CYCLES = 2
 _HELD_STOPPED = frozenset({Phase.STOPPING, Phase.STOPPED, Phase.LATCHED})
 STOPS_AT_LAST = 100
-STOP_AT_LAST_EVERY_S = 0.01
+STOP_AT_LAST_EVERY_NS = 10 * MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +41,15 @@ class Helm:
     `exit_code` is set when all is over; `farewell` is the sentence for the user, where there is one.
     """
 
-    def __init__(self, rules: Rules, crew: Crew, now_ns: int) -> None:
+    def __init__(self, rules: Rules, crew: Crew, clock: Clock) -> None:
         self._rules = rules
         self._admission = crew.admission
         self._link = crew.link
         self._port = crew.port
         self._keeper = crew.keeper
         self._announce = crew.announce
-        self.state = initial(rules, now_ns)
+        self._clock = clock
+        self.state = initial(rules, clock.now_ns())
         self.exit_code: ExitCode | None = None
         self.farewell = ""
         self.ever_armed = False
@@ -60,7 +60,7 @@ class Helm:
         self._driven_ns = 0
         self._category = rules.stop_category
         self._events: deque[tuple[Event, str, int | None]] = deque()
-        self._link.opened(now_ns)
+        self._link.opened(clock.now_ns())
 
     # --- events ---
 
@@ -156,7 +156,7 @@ class Helm:
             return 0
         self._backlog = 0
         self._admission.wrote(offer, now_ns)
-        self._driven_ns = time.monotonic_ns()
+        self._driven_ns = self._clock.now_ns()
         return self._driven_ns
 
     def write(self, packets: bytes, now_ns: int) -> None:
@@ -179,9 +179,9 @@ class Helm:
             fd = self._port.fd
             if fd is None or not self._link.identified:
                 return
-            now_ns = time.monotonic_ns()
+            now_ns = self._clock.now_ns()
             self._port.write(self._link.stop(self._rules.stop_category, Reason.INTERNAL, now_ns))
-            if select.select([fd], [], [], STOP_AT_LAST_EVERY_S)[0]:
+            if self._clock.wait([fd], now_ns + STOP_AT_LAST_EVERY_NS):
                 self._link.receive(self._port.read(), now_ns)
             if self._link.at_rest():
                 return
@@ -189,7 +189,7 @@ class Helm:
     def _stop(self, effect: Effect, before: State, why: str, due_ns: int | None, now_ns: int) -> None:
         self._category = effect.category
         self.write(self._link.stop(effect.category, effect.reason, now_ns), now_ns)
-        written_ns = time.monotonic_ns()
+        written_ns = self._clock.now_ns()
         re_arming = before.phase is Phase.ARMING and not before.arm_sent and before.origin is not Phase.DISARMED
         if (before.phase in _HELD_STOPPED or re_arming) and effect.reason is not Reason.SHUTDOWN:
             return  # not another stop, but a stricter reason or category for the one that still stands
