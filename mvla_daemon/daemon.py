@@ -14,22 +14,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvla_daemon import __version__
+from mvla_daemon import __version__, assembly
 from mvla_daemon.config import Config
-from mvla_daemon.core.admission import Admission
-from mvla_daemon.core.messages import MS, SECOND
-from mvla_daemon.core.session import Rules
+from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.gate import LATE_WAKE_NS, Gate, GateSettings
-from mvla_daemon.helm import Crew
+from mvla_daemon.gate import Gate
 from mvla_daemon.motors.link_v1 import Drive, Packet, encode
 from mvla_daemon.motors.motor_port import MotorPort
-from mvla_daemon.motors.mvla import MvlaLink
 from mvla_daemon.ops import realtime
-from mvla_daemon.ops.announce import Announcer
 from mvla_daemon.ops.child import PolicyChild, Process, start_module
 from mvla_daemon.ops.clock import MachineClock
 from mvla_daemon.ops.control import ControlServer, socket_path
+from mvla_daemon.ops.errand import NoErrand
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
 
@@ -64,8 +60,11 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter))
         stack.callback(keeper.stop)
         keeper.begin()
-        crew = _crew(config, port, keeper, telemetry)
-        gate = Gate(_settings(config, options), crew, telemetry, MachineClock(), signals_fd)
+        end_ns = None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND)
+        crew = assembly.crew(
+            config, port, keeper, telemetry, MachineClock(), NoErrand(), random_u32=lambda: secrets.randbits(32)
+        )
+        gate = Gate(assembly.gate_settings(config, end_ns), crew, telemetry, signals_fd)
         control = ControlServer(socket_path(config.path), gate.operate)
         stack.callback(control.close)
         _become_real_time(config, cores, telemetry)
@@ -100,43 +99,6 @@ def _warn_of_slow_line(config: Config, telemetry: Telemetry) -> None:
             f"{config.control.deadline_ms:g} ms; raise motor.baud where the controller can",
             "warning",
         )
-
-
-def _settings(config: Config, options: RunOptions) -> GateSettings:
-    safety, control = config.safety, config.control
-    return GateSettings(
-        rules=Rules(
-            auto_arm=safety.arm == "auto",
-            auto_recover=safety.recover == "auto",
-            stop_category=safety.stop_category,
-            stop_timeout_ns=round(safety.stop_timeout_ms * MS),
-            max_stops=safety.max_stops,
-            stop_window_ns=round(safety.stop_window_s * SECOND),
-        ),
-        late_wake_ns=max(10 * control.period_ns, LATE_WAKE_NS),
-        policy_dead_ns=round(safety.policy_dead_after_ms * MS),
-        end_ns=None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND),
-    )
-
-
-def _crew(config: Config, port: MotorPort, keeper: PolicyKeeper, telemetry: Telemetry) -> Crew:
-    control = config.control
-    return Crew(
-        admission=Admission(
-            period_ns=control.period_ns,
-            allowed_ns=control.deadline_ns,
-            max_frame_age_ns=control.max_frame_age_ns,
-            frozen_after_ns=round(config.camera.frozen_after_ms * MS),
-            limits=config.limits.by_axis(),
-            rehearsals=config.safety.recover_cycles,
-        ),
-        link=MvlaLink(
-            watchdog_ms=config.motor.watchdog_ms, ttl_ms=config.ttl_ms, random_u32=lambda: secrets.randbits(32)
-        ),
-        port=port,
-        keeper=keeper,
-        announce=Announcer(telemetry),
-    )
 
 
 def _become_real_time(config: Config, cores: set[int], telemetry: Telemetry) -> None:

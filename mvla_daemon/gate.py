@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mvla_daemon.core.admission import Kind, Mode, Offer, Verdict
@@ -18,8 +19,7 @@ from mvla_daemon.errors import ExitCode
 from mvla_daemon.helm import Crew, Helm
 from mvla_daemon.link import Failed, MalformedError, Ready, Started, Starved, unpack
 from mvla_daemon.motors.serial_port import PortLostError
-from mvla_daemon.ops.clock import Clock
-from mvla_daemon.ops.control import ControlServer
+from mvla_daemon.ops.control import Control
 from mvla_daemon.ops.telemetry import GateCycle, Telemetry
 
 MESSAGES_PER_WAKE = 16
@@ -45,7 +45,7 @@ class GateSettings:
 class Gate:
     """The loop: listens to everyone, and tells the helm what it heard."""
 
-    def __init__(self, settings: GateSettings, crew: Crew, telemetry: Telemetry, clock: Clock, signals_fd: int) -> None:
+    def __init__(self, settings: GateSettings, crew: Crew, telemetry: Telemetry, signals_fd: int) -> None:
         self._settings = settings
         self._admission = crew.admission
         self._link = crew.link
@@ -53,12 +53,13 @@ class Gate:
         self._keeper = crew.keeper
         self._announce = crew.announce
         self._telemetry = telemetry
-        self._clock = clock
+        self._clock = crew.clock
+        self._errand = crew.errand
         self._signals_fd = signals_fd
-        self.helm = Helm(settings.rules, crew, clock)
-        self._suspended_ns = clock.suspended_ns()
+        self.helm = Helm(settings.rules, crew)
+        self._suspended_ns = self._clock.suspended_ns()
 
-    def serve(self, control: ControlServer) -> None:
+    def serve(self, control: Control) -> None:
         """Run until something ends the daemon; an error in the gate itself stops the robot before it is raised."""
         try:
             while self.helm.exit_code is None:
@@ -67,7 +68,7 @@ class Gate:
             self.helm.stop_at_last()
             raise
 
-    def _wake(self, control: ControlServer) -> None:
+    def _wake(self, control: Control) -> None:
         planned_ns = self._next_wake_ns(self._clock.now_ns())
         readable = self._wait(planned_ns, control)
         now_ns = self._clock.now_ns()
@@ -76,6 +77,7 @@ class Gate:
         self._hear_controller(readable, now_ns)
         self._hear_policy(readable)
         self._check_policy_alive(self._clock.now_ns())
+        self._check_end(readable, self._clock.now_ns())
         self.helm.move_on(self._clock.now_ns())
         self._hear_operator(readable, control)
 
@@ -92,8 +94,8 @@ class Gate:
             wakes.append(self._settings.end_ns)
         return min(wakes)
 
-    def _wait(self, until_ns: int, control: ControlServer) -> set[int]:
-        fds = [self._signals_fd, *self._keeper.filenos(), *control.filenos()]
+    def _wait(self, until_ns: int, control: Control) -> set[int]:
+        fds = [self._signals_fd, *self._keeper.filenos(), *self._errand.filenos(), *control.filenos()]
         if self._port.fd is not None:
             fds.append(self._port.fd)
         return self._clock.wait(fds, until_ns)
@@ -125,8 +127,13 @@ class Gate:
             if silent_ns >= self._settings.policy_dead_ns:
                 why = f"the policy process completed no cycle for {silent_ns / SECOND:.1f} s"
                 self.helm.fault(Reason.POLICY_LOST, why, now_ns)
+
+    def _check_end(self, readable: set[int], now_ns: int) -> None:
         if self._settings.end_ns is not None and now_ns >= self._settings.end_ns:
             self.helm.end(ExitCode.OK, "", now_ns)
+        ending = self._errand.ended(readable)
+        if ending is not None:
+            self.helm.end(*ending, now_ns)
 
     # --- the controller ---
 
@@ -168,15 +175,8 @@ class Gate:
     # --- the policy process ---
 
     def _hear_policy(self, readable: set[int]) -> None:
-        child = self._keeper.child
-        if child is not None and child.socket.fileno() in readable:
-            for _ in range(MESSAGES_PER_WAKE):
-                data = child.receive()
-                if data == b"":
-                    self._keeper.on_closed()
-                if not data:
-                    break
-                self._on_message(data, self._clock.now_ns())
+        for data in islice(self._keeper.messages(readable), MESSAGES_PER_WAKE):
+            self._on_message(data, self._clock.now_ns())
         now_ns = self._clock.now_ns()
         ended = self._keeper.watch(readable, now_ns)
         if ended:
@@ -228,7 +228,7 @@ class Gate:
 
     # --- the operator ---
 
-    def _hear_operator(self, readable: set[int], control: ControlServer) -> None:
+    def _hear_operator(self, readable: set[int], control: Control) -> None:
         now_ns = self._clock.now_ns()
         if self._signals_fd in readable:
             os.read(self._signals_fd, 64)

@@ -11,12 +11,13 @@ from mvla_daemon.core.messages import MS, SECOND, Phase, Reason
 from mvla_daemon.core.safety import step
 from mvla_daemon.core.session import Do, Effect, Event, Rules, State, What, initial, next_due_ns
 from mvla_daemon.errors import ExitCode
-from mvla_daemon.motors.motor_port import MotorPort
+from mvla_daemon.motors.motor_port import Port
 from mvla_daemon.motors.mvla import MvlaLink
 from mvla_daemon.motors.serial_port import PortLostError
 from mvla_daemon.ops.announce import Announcer
 from mvla_daemon.ops.clock import Clock
-from mvla_daemon.policy_keeper import PolicyKeeper
+from mvla_daemon.ops.errand import Errand
+from mvla_daemon.policy_keeper import Keeper
 
 BACKLOGGED_CYCLES = 2
 _HELD_STOPPED = frozenset({Phase.STOPPING, Phase.STOPPED, Phase.LATCHED})
@@ -30,9 +31,11 @@ class Crew:
 
     admission: Admission
     link: MvlaLink
-    port: MotorPort
-    keeper: PolicyKeeper
+    port: Port
+    keeper: Keeper
     announce: Announcer
+    clock: Clock
+    errand: Errand
 
 
 class Helm:
@@ -41,15 +44,15 @@ class Helm:
     `exit_code` is set when all is over; `farewell` is the sentence for the user, where there is one.
     """
 
-    def __init__(self, rules: Rules, crew: Crew, clock: Clock) -> None:
+    def __init__(self, rules: Rules, crew: Crew) -> None:
         self._rules = rules
         self._admission = crew.admission
         self._link = crew.link
         self._port = crew.port
         self._keeper = crew.keeper
         self._announce = crew.announce
-        self._clock = clock
-        self.state = initial(rules, clock.now_ns())
+        self._clock = crew.clock
+        self.state = initial(rules, self._clock.now_ns())
         self.exit_code: ExitCode | None = None
         self.farewell = ""
         self.ever_armed = False
@@ -60,7 +63,7 @@ class Helm:
         self._driven_ns = 0
         self._category = rules.stop_category
         self._events: deque[tuple[Event, str, int | None]] = deque()
-        self._link.opened(clock.now_ns())
+        self._link.opened(self._clock.now_ns())
 
     # --- events ---
 
@@ -194,8 +197,7 @@ class Helm:
         if (before.phase in _HELD_STOPPED or re_arming) and effect.reason is not Reason.SHUTDOWN:
             return  # not another stop, but a stricter reason or category for the one that still stands
         was_driving = before.phase is Phase.ARMED
-        child = self._keeper.child
-        doing = child.board.read() if child is not None and was_driving else None
+        doing = self._keeper.doing() if was_driving else None
         driven_ns = self._driven_ns if was_driving else 0
         self._announce.stop(effect.reason, why, doing, due_ns=due_ns, written_ns=written_ns, driven_ns=driven_ns)
 

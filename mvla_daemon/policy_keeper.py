@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from mvla_daemon.core.admission import Mode
 from mvla_daemon.core.messages import SECOND
+from mvla_daemon.link import Doing
 from mvla_daemon.ops.child import PolicyChild
 
 MAX_RESTARTS = 5
 RESTART_WINDOW_NS = 60 * SECOND
+
+
+class Keeper(Protocol):
+    """What the gate knows of the policy's side; `sim/lockstep.py` has one without a process."""
+
+    ready: bool
+    restarts: int
+    given_up: str
+
+    def filenos(self) -> list[int]:
+        """What the gate has to watch."""
+
+    def messages(self, readable: set[int]) -> Iterator[bytes]:
+        """What has come from the policy's side, one message after the other."""
+
+    def watch(self, readable: set[int], now_ns: int) -> str:
+        """Look after it; how it ended, if it did so by itself just now."""
+
+    def on_ready(self) -> None:
+        """It has said that it is ready."""
+
+    def order(self, epoch: int, mode: Mode) -> None:
+        """What it is to do, now or once it is ready."""
+
+    def renew(self) -> None:
+        """It is not trusted any more: have a new one."""
+
+    def doing(self) -> Doing | None:
+        """What it last wrote on its board."""
 
 
 class PolicyKeeper:
@@ -60,9 +91,19 @@ class PolicyKeeper:
             self.ready = False
             self._dismissed = self._deaf = True
 
-    def on_closed(self) -> None:
-        """Its socket is closed, which select() would report for ever; its end, or its silence, will be noticed."""
-        self._deaf = True
+    def messages(self, readable: set[int]) -> Iterator[bytes]:
+        """What has come over its socket; after the socket's end its own end, or its silence, will be noticed."""
+        child = self.child
+        if child is None or child.socket.fileno() not in readable:
+            return
+        while data := child.receive():
+            yield data
+        if data == b"":
+            self._deaf = True  # select() would report it for ever
+
+    def doing(self) -> Doing | None:
+        """What it last wrote on its board, whether it still runs or not."""
+        return None if self.child is None else self.child.board.read()
 
     def watch(self, readable: set[int], now_ns: int) -> str:
         """Look after the process; how it ended, if it did so by itself just now."""

@@ -1,7 +1,9 @@
 """The other end of the wire, as a process of its own: a controller on a pty that writes down every byte and when.
 
 Each chunk that arrives is appended to the log file as `<qI` (CLOCK_MONOTONIC ns, length) and the bytes themselves.
-Words on standard input change how it behaves; the first line on standard output is the path of the daemon's end.
+What the controller says goes to a second file, of the same name but `.said`, and needs no times: until a reset, its
+uptime is CLOCK_MONOTONIC in ms. Words on standard input change how it behaves; the first line on standard output is the
+path of the daemon's end.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import time
 import tty
 from contextlib import suppress
+from pathlib import Path
 
 from mvla_daemon.sim.controller import Controller
 
@@ -26,6 +29,7 @@ class FarEnd:
         tty.setraw(self.daemon_fd)
         os.set_blocking(self.fd, False)
         self.log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.said = os.open(Path(log_path).with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self.controller = Controller()
         self.mute = False
 
@@ -65,9 +69,11 @@ class FarEnd:
                 for line in lines:
                     self.obey(line.decode().split())
             answer += self.controller.tick(time.monotonic_ns())
-            if answer and not self.mute:
-                with suppress(BlockingIOError):
-                    os.write(self.fd, answer)
+            if answer:
+                os.write(self.said, answer)
+                if not self.mute:
+                    with suppress(BlockingIOError):
+                        os.write(self.fd, answer)
 
 
 if __name__ == "__main__":

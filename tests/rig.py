@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tests.far_end import CHUNK
-from tests.wire import WireFrame, WireReader
+from tests.wire import WireFrame, WireReader, decode_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,6 +233,11 @@ class Rig:
         self._log_at += at
         assert self._reader.undecodable == []
         return self.wire
+
+    def statuses(self) -> list[WireFrame]:
+        """All that the controller has reported so far, whether it got through or not."""
+        said = decode_stream(self._log_path.with_suffix(".said").read_bytes())
+        return [frame for frame in said if frame.kind == "STATUS"]
 
     def wait_until(self, true: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE_S

@@ -9,14 +9,16 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.rig import REAL, Rig, Scene, freeze, gone, stop_time_ms, thaw
+from tests.rig import CALM, REAL, Rig, Scene, freeze, gone, stop_time_ms, thaw
 
 DEADLINE_MISSED, FRAME_STALE, FRAME_FROZEN, CAMERA_LOST, NOT_FINITE, POLICY_LOST = 1, 2, 3, 4, 5, 7
 CONTROLLER_LOST, CONTROLLER_RESET, CONTROLLER_FAULT, OPERATOR, SHUTDOWN, INTERNAL = 10, 11, 12, 13, 14, 16
+ARMED, WATCHDOG_TRIPPED = 1, 4
 ROAD = Path(__file__).parent.parent.parent / "shared" / "data" / "road.mp4"
 
 
@@ -177,14 +179,52 @@ def test_a_killed_policy_process_means_a_stop_and_a_new_process_that_waits(rig: 
     nothing_moves_after_a_stop(rig)
 
 
-def test_when_the_gate_is_killed_the_policy_process_ends_and_the_controller_stops(rig: Rig) -> None:
+@pytest.fixture
+def briefly_watched(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
+    """The watchdog as short as the ttl of a VELOCITY, so that it trips in motion instead of after the ttl's ramp."""
+    with Rig(tmp_path, scene, pace=replace(CALM, watchdog_ms=220)) as rig:
+        yield rig
+
+
+def in_motion(rig: Rig) -> bool:
+    newest = rig.statuses()[-1]
+    return newest.number("state") == ARMED and newest.number("vx") > 50_000
+
+
+def the_watchdog_stopped_it(rig: Rig) -> None:
+    """From the last VELOCITY on, by the controller's own clock: armed, then the ramp, then tripped at standstill."""
+    last = rig.read_wire()[-1]
+    assert last.kind == "VELOCITY", "the controller was told to stop"
+    vx, wz = last.frame.number("vx"), last.frame.number("wz")
+    assert vx > 50_000
+    ramp_ms = max(vx / 2_000, abs(wz) / 8_000)  # at 2 m/s² and 8 rad/s²
+    after = [status for status in rig.statuses() if status.number("host_seq") == last.frame.seq]
+    for status in after:
+        # Both times are cut to whole milliseconds, so their difference is less than one off.
+        since_ms = (status.number("uptime_ms") - last.at_ns // 1_000_000) % 2**32
+        state, *speeds = (status.number(name) for name in ("state", "vx", "vy", "wz"))
+        assert (state == ARMED) is (since_ms < 220) or since_ms == 220
+        if since_ms > 220:
+            assert 0 <= speeds[0] <= max(0, vx - 2_000 * (since_ms - 221))
+        if since_ms >= 221 + ramp_ms:
+            assert state == WATCHDOG_TRIPPED
+        if state == WATCHDOG_TRIPPED:
+            assert speeds == [0, 0, 0]
+    assert after[-1].number("state") == WATCHDOG_TRIPPED
+
+
+def test_when_the_gate_is_killed_the_policy_process_ends_and_the_controller_stops(briefly_watched: Rig) -> None:
+    rig = briefly_watched
     rig.start_driving()
+    rig.wait_until(lambda: in_motion(rig), "motion")
     pid = rig.policy_pid()
     os.kill(rig.pid, signal.SIGKILL)
     killed = time.monotonic()
     rig.wait()
     rig.wait_until(lambda: gone(pid), "end of the policy process")
     assert time.monotonic() - killed < 1.0
+    rig.wait_until(lambda: rig.statuses()[-1].number("state") == WATCHDOG_TRIPPED, "trip of the watchdog")
+    the_watchdog_stopped_it(rig)
     written = len(rig.read_wire())
     rig.start()
     rig.wait_for("VELOCITY", after=written)

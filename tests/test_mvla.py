@@ -408,6 +408,27 @@ def test_a_host_seq_that_does_not_follow_within_100_ms_is_a_lost_controller(arme
     assert not armed.link.backlogged(armed.now_ns)
 
 
+def test_the_next_look_is_due_when_an_untaken_frame_would_mean_a_lost_controller(armed: Talk) -> None:
+    taken = armed.written[-1][1].seq
+    armed.now_ms += 50
+    armed.drive()
+    written_ns = armed.now_ns
+    armed.now_ms += 30
+    armed.status(host_seq=taken)
+    assert armed.link.next_due_ns() == written_ns + 100 * MS
+
+
+@pytest.mark.parametrize("end", [Talk.stop, Talk.arm])
+def test_what_was_not_taken_is_waited_for_no_longer_than_its_session(
+    armed: Talk, end: Callable[[Talk], object]
+) -> None:
+    armed.drive()
+    armed.now_ms += 61
+    assert armed.link.backlogged(armed.now_ns)
+    end(armed)
+    assert not armed.link.backlogged(armed.now_ns + 60 * MS)
+
+
 def test_the_arm_itself_has_to_be_taken(talk: Talk) -> None:
     hello_seq = talk.written[-1][1].seq
     talk.arm()
@@ -593,6 +614,81 @@ def test_an_arming_ends_the_repetition(armed: Talk) -> None:
     armed.arm()
     armed.status()
     assert set(kinds(armed.run(300, status=armed.status))) == {"KEEPALIVE"}
+
+
+def test_a_velocity_does_not_end_the_repetition(talk: Talk) -> None:
+    talk.arm()
+    talk.status()
+    talk.stop()  # before a first VELOCITY, which ends KEEPALIVE
+    talk.drive()
+    assert pace_ms(talk) == {10}
+
+
+# --- HELLO and STOP beside each other ---
+
+
+def arming_while_stopped(talk: Talk) -> float:
+    """A stop that was confirmed, then an arming and standstill between two of its repetitions; when that was."""
+    talk.stop()
+    standing(talk, STOPPED)
+    talk.run(237)
+    talk.link.begin_arming(talk.now_ns)
+    standing(talk, STOPPED)
+    return talk.now_ms
+
+
+def times_ms(frames: list[tuple[float, wire.WireFrame]], kind: str) -> list[float]:
+    return [at_ms for at_ms, frame in frames if frame.kind == kind]
+
+
+def test_hello_and_stop_keep_their_own_periods(armed: Talk) -> None:
+    resting_ms = arming_while_stopped(armed)
+    frames = armed.run(2000)
+    assert set(kinds(frames)) == {"HELLO", "STOP"}
+    asked_ms = times_ms(frames, "HELLO")
+    assert asked_ms == [resting_ms + 1 + 200 * n for n in range(10)]
+    stops_ms = times_ms(frames, "STOP")
+    assert {b - a for a, b in pairwise(stops_ms)} == {100}
+    assert len(stops_ms) == 20
+    armed.identity()
+    assert armed.link.ready_to_arm()
+    assert set(kinds(armed.run(1000))) == {"STOP"}
+
+
+def test_a_stop_that_is_not_confirmed_keeps_its_pace_and_holds_hello_back(armed: Talk) -> None:
+    armed.stop()
+    armed.link.begin_arming(armed.now_ns)
+    assert pace_ms(armed, 1000) == {10}
+    standing(armed, ARMED)
+    assert pace_ms(armed, 1000) == {10}
+    standing(armed, STOPPED)
+    assert set(kinds(armed.run(10))) == {"HELLO", "STOP"}
+
+
+def test_between_two_due_times_there_is_nothing_to_write_and_at_each_there_is(armed: Talk) -> None:
+    """Waking at `next_due_ns` alone writes the same as asking every millisecond."""
+    arming_while_stopped(armed)
+    armed.wrote(armed.link.due(armed.now_ns))
+    frames = []
+    for _ in range(30):
+        due_ns = armed.link.next_due_ns()
+        assert due_ns > armed.now_ns
+        assert armed.link.due(due_ns - 1) == b""
+        armed.now_ms = due_ns / MS
+        frames += [(armed.now_ms, frame) for frame in armed.wrote(armed.link.due(due_ns))]
+        assert frames[-1][0] == armed.now_ms
+    assert {b - a for a, b in pairwise(times_ms(frames, "HELLO"))} == {200}
+    assert {b - a for a, b in pairwise(times_ms(frames, "STOP"))} == {100}
+
+
+def test_a_hello_that_has_to_wait_for_standstill_wakes_nobody(armed: Talk) -> None:
+    armed.stop()
+    armed.status(STOPPED, velocity=(50_000, 0, 0))
+    armed.run(1000)
+    armed.link.begin_arming(armed.now_ns)
+    next_stop_ns = armed.link.next_due_ns()
+    assert next_stop_ns > armed.now_ns
+    assert kinds([(0, frame) for frame in armed.wrote(armed.link.due(next_stop_ns))]) == ["STOP"]
 
 
 # --- standstill ---

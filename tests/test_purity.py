@@ -14,6 +14,7 @@ import mvla_daemon
 PACKAGE = Path(mvla_daemon.__file__).parent
 PURE = [
     *sorted(PACKAGE.glob("core/*.py")),
+    PACKAGE / "motors/controller_watch.py",
     PACKAGE / "motors/link_v1.py",
     PACKAGE / "motors/mvla.py",
 ]
@@ -30,6 +31,7 @@ ALLOWED = {
     "zlib",
     "mvla_daemon.core",
     "mvla_daemon.errors",
+    "mvla_daemon.motors.controller_watch",
     "mvla_daemon.motors.link_v1",
 }
 ALLOWED_FOR_PICTURES = {"numpy", "cv2", "mvla_daemon.opencv"}

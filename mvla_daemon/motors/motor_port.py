@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from mvla_daemon.core.messages import MS
 from mvla_daemon.errors import DaemonError
 from mvla_daemon.motors.serial_port import PortLostError, SerialPort
 
 REOPEN_EVERY_NS = 500 * MS
+
+
+class Port(Protocol):
+    """What the gate knows of a port; `sim/lockstep.py` has one without a device."""
+
+    path: str
+    baud: int
+    was_lost: bool
+    reopen_ns: int
+
+    @property
+    def fd(self) -> int | None:
+        """What the gate has to watch; None while the port is gone."""
+
+    def read(self) -> bytes:
+        """What has arrived; raises PortLostError."""
+
+    def write(self, packets: bytes) -> bool:
+        """Write whole packets; False when they did not fit or the port is gone; raises PortLostError."""
+
+    def queued_bytes(self) -> int:
+        """Bytes that were written and are not yet on the wire; raises PortLostError."""
+
+    def drop(self, now_ns: int) -> None:
+        """Let go of a port that was lost."""
+
+    def reopen(self, now_ns: int) -> bool:
+        """Look for it again when that is due; whether it is back."""
 
 
 class MotorPort:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
@@ -42,6 +42,16 @@ def socket_path(config_path: Path) -> Path:
         base = Path(f"/tmp/mvla-daemon-{os.geteuid()}")  # noqa: S108 - made with mode 0700 and checked for its owner
     name = hashlib.sha256(str(config_path.resolve()).encode()).hexdigest()[:12]
     return base / f"{name}.sock"
+
+
+class Control(Protocol):
+    """What the gate knows of its operators."""
+
+    def filenos(self) -> list[int]:
+        """What the gate has to watch."""
+
+    def serve(self, readable: set[int], now_ns: int) -> None:
+        """Answer who has asked: a bounded amount of work a wake."""
 
 
 class ControlServer:

@@ -1,0 +1,66 @@
+"""What the gate is put together from, for the machine's time and for simulated time alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mvla_daemon.config import Config
+from mvla_daemon.core.admission import Admission
+from mvla_daemon.core.messages import MS, SECOND
+from mvla_daemon.core.session import Rules
+from mvla_daemon.gate import LATE_WAKE_NS, GateSettings
+from mvla_daemon.helm import Crew
+from mvla_daemon.motors.motor_port import Port
+from mvla_daemon.motors.mvla import MvlaLink
+from mvla_daemon.ops.announce import Announcer
+from mvla_daemon.ops.clock import Clock
+from mvla_daemon.ops.errand import Errand
+from mvla_daemon.ops.telemetry import Telemetry
+from mvla_daemon.policy_keeper import Keeper
+
+
+def gate_settings(config: Config, end_ns: int | None) -> GateSettings:
+    """What the gate's loop needs of the configuration; `end_ns` is when a bounded run ends."""
+    safety, control = config.safety, config.control
+    return GateSettings(
+        rules=Rules(
+            auto_arm=safety.arm == "auto",
+            auto_recover=safety.recover == "auto",
+            stop_category=safety.stop_category,
+            stop_timeout_ns=round(safety.stop_timeout_ms * MS),
+            max_stops=safety.max_stops,
+            stop_window_ns=round(safety.stop_window_s * SECOND),
+        ),
+        late_wake_ns=max(10 * control.period_ns, LATE_WAKE_NS),
+        policy_dead_ns=round(safety.policy_dead_after_ms * MS),
+        end_ns=end_ns,
+    )
+
+
+def crew(
+    config: Config,
+    port: Port,
+    keeper: Keeper,
+    telemetry: Telemetry,
+    clock: Clock,
+    errand: Errand,
+    random_u32: Callable[[], int],
+) -> Crew:
+    """What the gate works with; `random_u32` draws the link's sessions and nonces."""
+    control = config.control
+    return Crew(
+        admission=Admission(
+            period_ns=control.period_ns,
+            allowed_ns=control.deadline_ns,
+            max_frame_age_ns=control.max_frame_age_ns,
+            frozen_after_ns=round(config.camera.frozen_after_ms * MS),
+            limits=config.limits.by_axis(),
+            rehearsals=config.safety.recover_cycles,
+        ),
+        link=MvlaLink(watchdog_ms=config.motor.watchdog_ms, ttl_ms=config.ttl_ms, random_u32=random_u32),
+        port=port,
+        keeper=keeper,
+        announce=Announcer(telemetry),
+        clock=clock,
+        errand=errand,
+    )
