@@ -181,7 +181,7 @@ def test_a_rehearsal_that_was_announced_when_driving_began_is_of_the_past_and_no
 
 def test_due_names_the_deadline_or_the_frames_age_whichever_comes_first() -> None:
     gate = rehearsing()
-    gate.cycle_of(0, age_ns=MAX_AGE)
+    gate.cycle_of(0, age_ns=50 * MS)
     gate.enter(Mode.DRIVE)
     gate.cycle_of(5 * MS, age_ns=84 * MS)
     assert gate.admission.due() == (gate.now_ns + 16 * MS, Reason.FRAME_STALE)
@@ -611,6 +611,20 @@ def test_whatever_it_says_only_what_is_allowed_is_admitted(
                 admitted_ns.append(now_ns)
                 newest_ns = min(captured_ns, now_ns)
         assert admission.due()[0] <= now_ns + T + ALLOWED
+
+
+@pytest.mark.parametrize(("after_ns", "verdict"), [(0, "admit"), (1, "fault")])
+def test_a_command_that_comes_after_the_picture_before_it_is_too_old_comes_too_late(
+    after_ns: int, verdict: str
+) -> None:
+    gate = driving()  # the last rehearsal's frame was captured at NOW - 10 ms
+    for _ in range(3):
+        gate.cycle_of(0, age_ns=-SECOND)
+    gate.now_ns = NOW + 4 * T
+    gate.start()
+    gate.now_ns = NOW - 10 * MS + MAX_AGE + after_ns
+    found = gate.command(age_ns=5 * MS)
+    assert (found.kind.value, found.reason) == (verdict, Reason.FRAME_STALE if after_ns else None)
 
 
 def test_driving_without_any_usable_frame_becomes_stale() -> None:

@@ -135,24 +135,24 @@ class Admission:
         """Judge a command; ADMIT in DRIVE mode means: write it now, then call `wrote`."""
         if offer.epoch != self.epoch or self.mode is Mode.IDLE:
             return self._drop("old_epoch")
-        deadline_ns = self.schedule.deadline_ns
+        due_ns, reason = self.due()
         turn = self.schedule.finish(offer.cycle)
         if turn is Turn.PASSED:
             return self._drop("passed_cycle")
         if turn is Turn.OUT_OF_TURN:
             return _fault(Reason.SEQUENCE_ERROR, f"command of cycle {offer.cycle} out of turn")
         self.last_completed_ns = now_ns
-        verdict = self._judge(offer, deadline_ns, now_ns)
+        verdict = self._judge(offer, due_ns, reason, now_ns)
         if self.mode is Mode.REHEARSE:
-            self._rehearsed(verdict, deadline_ns, now_ns)
+            self._rehearsed(verdict, due_ns, now_ns)
         return verdict
 
-    def _judge(self, offer: Offer, deadline_ns: int, now_ns: int) -> Verdict:
+    def _judge(self, offer: Offer, due_ns: int, reason: Reason, now_ns: int) -> Verdict:
         violation = self._guard.violation(offer.values, now_ns)
         if violation is not None:
             return _fault(violation, "cycle {}: {:g} m/s, {:g} m/s, {:g} rad/s".format(offer.cycle, *offer.values))
-        if now_ns > deadline_ns:
-            return _fault(Reason.DEADLINE_MISSED, f"cycle {offer.cycle} came {(now_ns - deadline_ns) / MS:.2f} ms late")
+        if now_ns > due_ns:
+            return _fault(reason, f"cycle {offer.cycle} came {(now_ns - due_ns) / MS:.2f} ms late")
         unusable = self.watch.unusable(offer.captured_ns, now_ns)
         if unusable is not None:
             return self._drop(unusable)
@@ -213,8 +213,8 @@ class Admission:
         )
 
     def due(self) -> tuple[int, Reason]:
-        """When driving: the moment after which the robot must be stopped unless a command comes, and why."""
-        stale_ns = self.watch.stale_at_ns()
+        """The moment after which a command comes too late, and why; when driving, the robot must then be stopped."""
+        stale_ns = self.watch.stale_at_ns() if self.mode is Mode.DRIVE else None
         if stale_ns is not None and stale_ns < self.schedule.deadline_ns:
             return stale_ns, Reason.FRAME_STALE
         return self.schedule.deadline_ns, Reason.DEADLINE_MISSED
