@@ -181,7 +181,7 @@ def test_a_rehearsal_that_was_announced_when_driving_began_is_of_the_past_and_no
 
 def test_due_names_the_deadline_or_the_frames_age_whichever_comes_first() -> None:
     gate = rehearsing()
-    gate.cycle_of(0, age_ns=50 * MS)
+    gate.cycle_of(0, age_ns=70 * MS)
     gate.enter(Mode.DRIVE)
     gate.cycle_of(5 * MS, age_ns=84 * MS)
     assert gate.admission.due() == (gate.now_ns + 16 * MS, Reason.FRAME_STALE)
