@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types demo lock clean venv
+.PHONY: help run test lint types lock clean venv
 # What a user's shell sets for other projects must not change what is installed, tested or run here.
 unexport $(filter PYTHON% PYTEST_% MYPY% RUFF_% VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_CONSTRAINT \
 	PIP_REQUIRE_VIRTUALENV PIP_NO_BINARY PIP_NO_DEPS PIP_DRY_RUN,$(.VARIABLES))
@@ -16,7 +16,7 @@ help:  ## this list
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12] [VENV=folder]"
 	sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile
 
-run: demo  ## the daemon on the simulated robot; ARGS='--for 10' ends it after 10 s
+run: venv  ## drives the simulated robot to the cup; ARGS='--seed 7' in another room
 	@exec "$(VENV)/bin/mvla-daemon" --config config.toml --live $(ARGS)
 
 test: venv  ## all tests; ARGS='tests/test_link_v1.py -x' for some
@@ -28,9 +28,6 @@ lint: venv  ## ruff: rules and format
 
 types: venv  ## mypy, strict
 	@exec "$(VENV)/bin/python" -m mypy
-
-demo: venv  ## the clip and the network that `make run` shows, in build/demo
-	@exec "$(VENV)/bin/python" scripts/make_demo.py --out build/demo
 
 lock:  ## requirements.lock anew from pyproject.toml (needs uv)
 	@exec scripts/lock.sh $(ARGS)

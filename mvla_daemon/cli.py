@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return _COMMANDS[options.command](load_config(options.config, options.set), options)
+        return _COMMANDS[options.command](load_config(options.config, _overrides(options)), options)
     except DaemonError as error:
         print(f"mvla-daemon: {error}", file=sys.stderr)  # noqa: T201 - a command line's way of speaking
         return error.exit_code
@@ -66,8 +67,23 @@ def _parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     running.add_argument("--for", type=_seconds, dest="for_s", metavar="SECONDS", help="end after this long")
     running.add_argument("--live", action="store_true", help="show a live line, and a table of stages at the end")
+    running.add_argument("--seed", type=int, metavar="N", help="the simulated room: as --set sim.seed=N")
+    running.add_argument("--instruction", metavar="TEXT", help="as --set policy.instruction=TEXT")
+    running.add_argument("--fault", metavar="SIGSTOP@4s", help="freeze (or SIGKILL) the policy process in simulation")
+    running.add_argument("--lockstep", action="store_true", help="simulated time, the same bit by bit each time")
+    running.add_argument("--wire", type=Path, metavar="FILE", help="with --lockstep: write what went to the motors")
     running.add_argument("--trace", type=Path, metavar="FILE", help="write every cycle's times as CSV")
     return parser
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """What the command line sets of the configuration; the instruction as a TOML string, whatever is in it."""
+    overrides = list(options.set)
+    if options.seed is not None:
+        overrides.append(f"sim.seed={options.seed}")
+    if options.instruction is not None:
+        overrides.append(f"policy.instruction={json.dumps(options.instruction, ensure_ascii=False)}")
+    return overrides
 
 
 def _seconds(text: str) -> float:
@@ -80,7 +96,38 @@ def _seconds(text: str) -> float:
 def _run(config: Config, options: argparse.Namespace) -> int:
     from mvla_daemon.daemon import RunOptions, run  # noqa: PLC0415 - the other commands answer faster without it
 
-    return run(config, RunOptions(live=options.live, trace=options.trace, for_s=options.for_s))
+    _check_simulation_options(config, options)
+    return run(
+        config,
+        RunOptions(
+            live=options.live,
+            trace=options.trace,
+            for_s=options.for_s,
+            fault=options.fault,
+            lockstep=options.lockstep,
+            wire=options.wire,
+        ),
+    )
+
+
+def _check_simulation_options(config: Config, options: argparse.Namespace) -> None:
+    """What is for the simulated robot only, and what goes together; before anything is started."""
+    from mvla_daemon.sim.fault import Fault  # noqa: PLC0415 - as above
+
+    if options.fault is not None:
+        Fault.parse(options.fault)
+    if (options.fault or options.lockstep) and not (config.simulated and config.camera.is_simulated):
+        raise DaemonError(
+            '--fault and --lockstep are for the simulated robot: set camera.source and motor.port to "sim://".',
+            ExitCode.USAGE,
+        )
+    if options.lockstep and (options.fault or options.for_s is not None):
+        raise DaemonError(
+            "--fault and --for are for real time, and --lockstep ends with the drive: leave out one or the other.",
+            ExitCode.USAGE,
+        )
+    if options.wire is not None and not options.lockstep:
+        raise DaemonError("--wire writes what --lockstep sends to the motors: add --lockstep.", ExitCode.USAGE)
 
 
 def _tell(request: str) -> Callable[[Config, argparse.Namespace], int]:

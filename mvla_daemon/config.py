@@ -14,7 +14,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mvla_daemon.core.limits import AxisLimit
 from mvla_daemon.core.messages import MS, SECOND
 
-SIMULATED_PORT = "sim://"
+SIMULATED = "sim://"
+"""The simulated robot, as a camera's source and as the motors' port."""
+BUNDLED = "bundled:"
+"""How a policy that comes with the package is named."""
+BUNDLED_POLICIES = Path(__file__).parent / "bundled"
 _V4L2 = "v4l2://"
 RECORDING = "file://"
 """How a recorded clip is named as a source."""
@@ -32,6 +36,12 @@ def _openable(path: str) -> str:
     if not path or "\0" in path:
         raise ValueError("must be a path")
     return path
+
+
+def _sayable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must have no zero characters")
+    return text
 
 
 def _is_device(path: str) -> bool:
@@ -88,9 +98,23 @@ class Camera(_Model):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        if (source.startswith(RECORDING) and source != RECORDING) or _is_device(source.removeprefix(_V4L2)):
+        recording = source.startswith(RECORDING) and source != RECORDING
+        if recording or source == SIMULATED or _is_device(source.removeprefix(_V4L2)):
             return source
-        raise ValueError("must be a camera's device (/dev/video0, v4l2:///dev/video0) or a recording (file://clip.avi)")
+        raise ValueError(
+            'must be a camera\'s device (/dev/video0, v4l2:///dev/video0), a recording (file://clip.avi) or "sim://", '
+            "the simulated robot's camera"
+        )
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the pictures show what is before a real camera now."""
+        return not (self.is_recorded or self.is_simulated)
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the pictures are the simulated robot's."""
+        return self.source == SIMULATED
 
     @property
     def is_recorded(self) -> bool:
@@ -104,8 +128,8 @@ class Camera(_Model):
 
     @property
     def device(self) -> str | None:
-        """The live camera's path below /dev; None for a recording."""
-        return None if self.is_recorded else self.source.removeprefix(_V4L2)
+        """The live camera's path below /dev; None for any other source."""
+        return self.source.removeprefix(_V4L2) if self.is_live else None
 
     @property
     def frame_period_ns(self) -> int:
@@ -123,7 +147,7 @@ class Policy(_Model):
 
     manifest: PathText
     backend: Literal["onnxruntime"] = "onnxruntime"
-    instruction: Annotated[str, Field(min_length=1)] | None = None
+    instruction: Annotated[str, Field(min_length=1), AfterValidator(_sayable)] | None = None
 
     @field_validator("backend", mode="before")
     @classmethod
@@ -144,14 +168,14 @@ class Motor(_Model):
     @field_validator("port")
     @classmethod
     def _known_port(cls, port: str) -> str:
-        if port == SIMULATED_PORT or _is_device(port):
+        if port == SIMULATED or _is_device(port):
             return port
         raise ValueError('must be a serial port\'s device (/dev/serial/by-id/...) or "sim://", the simulated robot')
 
     @property
     def is_simulated(self) -> bool:
         """Whether the motor controller is the simulated one."""
-        return self.port == SIMULATED_PORT
+        return self.port == SIMULATED
 
 
 class LinearLimit(_Model):
@@ -194,6 +218,13 @@ class Safety(_Model):
     policy_dead_after_ms: Milliseconds = 2000
 
 
+class Sim(_Model):
+    """The simulated robot: its room is a function of the seed; `picture` is where the drive is drawn, if anywhere."""
+
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    picture: PathText | None = None
+
+
 class Realtime(_Model):
     """What is asked of the operating system."""
 
@@ -221,6 +252,7 @@ class Sections(_Model):
     safety: Safety = Safety()
     realtime: Realtime = Realtime()
     log: Log = Log()
+    sim: Sim = Sim()
 
     @property
     def ttl_ms(self) -> int:
@@ -245,5 +277,5 @@ class Config(Sections):
 
     @property
     def bench_test_active(self) -> bool:
-        """Whether a real robot may move by a recording, wheels off the ground."""
-        return self.safety.bench_test and self.camera.is_recorded and not self.motor.is_simulated
+        """Whether a real robot may move by pictures that are not of its surroundings, wheels off the ground."""
+        return self.safety.bench_test and not self.camera.is_live and not self.motor.is_simulated

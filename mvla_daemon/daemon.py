@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import signal
 import socket
 import subprocess
@@ -22,15 +21,14 @@ from mvla_daemon.gate import Gate
 from mvla_daemon.motors.link_v1 import Drive, Packet, encode
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.ops import realtime
-from mvla_daemon.ops.child import PolicyChild, Process, start_module
+from mvla_daemon.ops.child import PolicyChild, start_module
 from mvla_daemon.ops.clock import MachineClock
 from mvla_daemon.ops.control import ControlServer, socket_path
-from mvla_daemon.ops.errand import NoErrand
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
+from mvla_daemon.stand_ins import stand_ins
 
 SLOW_LINE_SHARE = 0.05
-DOUBLE_START_S = 10.0
 REPORTER_END_S = 3.0
 """How long the last words may take; a reporter whose reader is gone is left alone after that."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -43,6 +41,9 @@ class RunOptions:
     live: bool = False
     trace: Path | None = None
     for_s: float | None = None
+    fault: str | None = None
+    lockstep: bool = False
+    wire: Path | None = None
 
 
 def run(config: Config, options: RunOptions) -> ExitCode:
@@ -52,17 +53,19 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         telemetry = reporter.telemetry
         telemetry.event("start", _first_line(config), "warning" if config.bench_test_active else "info")
         _warn_of_slow_line(config, telemetry)
+        if options.lockstep:
+            return _run_in_lockstep(config, telemetry, options.wire)
         cores = os.sched_getaffinity(0)
         signals_fd = stack.enter_context(_signals())
-        port_path = stack.enter_context(_simulated_controller()) if config.simulated else config.motor.port
-        port = MotorPort(port_path, config.motor.baud)
+        others = stack.enter_context(stand_ins(config, options.fault))
+        port = MotorPort(others.port, config.motor.baud)
         stack.callback(port.close)
-        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter))
+        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter, others.camera))
         stack.callback(keeper.stop)
         keeper.begin()
         end_ns = None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND)
         crew = assembly.crew(
-            config, port, keeper, telemetry, MachineClock(), NoErrand(), random_u32=lambda: secrets.randbits(32)
+            config, port, keeper, telemetry, MachineClock(), others.errand, random_u32=lambda: secrets.randbits(32)
         )
         gate = Gate(assembly.gate_settings(config, end_ns), crew, telemetry, signals_fd)
         control = ControlServer(socket_path(config.path), gate.operate)
@@ -77,10 +80,21 @@ def run(config: Config, options: RunOptions) -> ExitCode:
     return helm.exit_code or ExitCode.OK
 
 
+def _run_in_lockstep(config: Config, telemetry: Telemetry, wire: Path | None) -> ExitCode:
+    from mvla_daemon.sim.lockstep_run import run_lockstep  # noqa: PLC0415 - numpy and ONNX Runtime are not for a gate
+
+    exit_code, farewell = run_lockstep(config, telemetry, wire)
+    if farewell:
+        raise DaemonError(farewell, exit_code)
+    return exit_code
+
+
 def _first_line(config: Config) -> str:
     kind = "SIMULATED robot" if config.simulated else f"motors on {config.motor.port}"
     bench = "BENCH TEST, wheels off the ground: " if config.bench_test_active else ""
     pictures = f"a recording ({config.camera.source})" if config.camera.is_recorded else config.camera.source
+    if config.camera.is_simulated:
+        pictures = f"its simulated camera in room {config.sim.seed}"
     control = config.control
     return (
         f"{bench}mvla-daemon {__version__}: {kind}, pictures from {pictures}, {control.rate_hz:g} Hz, "
@@ -160,35 +174,13 @@ def _check_writable(path: Path) -> None:
         raise DaemonError(f"--trace {path} cannot be written: {error.strerror}.", ExitCode.NO_PERMISSION) from error
 
 
-def _policy_child(config: Config, cores: set[int], reporter: _Reporter) -> PolicyChild:
-    settings = {"config": config.model_dump(mode="json"), "cores": sorted(cores)}
+def _policy_child(config: Config, cores: set[int], reporter: _Reporter, camera: Path | None) -> PolicyChild:
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "cores": sorted(cores),
+        "simulated_camera": str(camera) if camera else None,
+    }
     return PolicyChild(settings, reporter.policy_fd, reporter.output_fd)
-
-
-@contextmanager
-def _simulated_controller() -> Iterator[str]:
-    """The controller double on a pty; gives the pty's path."""
-    process = start_module(
-        "mvla_daemon.sim.controller_process",
-        "--parent-pid",
-        str(os.getpid()),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield _first_output(process)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _first_output(process: Process) -> str:
-    assert process.stdout is not None
-    if select.select([process.stdout], [], [], DOUBLE_START_S)[0]:
-        line = process.stdout.readline().decode().strip()
-        if line:
-            return line
-    raise DaemonError("The simulated motor controller did not start; the lines above say why.", ExitCode.INTERNAL)
 
 
 @contextmanager

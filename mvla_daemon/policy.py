@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
@@ -21,6 +22,7 @@ import uvloop
 from mvla_daemon.cameras.base import Camera
 from mvla_daemon.cameras.capture import CaptureThread
 from mvla_daemon.cameras.file import FileCamera
+from mvla_daemon.cameras.simulated import SimulatedCamera
 from mvla_daemon.cameras.slot import Frame, NewestFrameSlot
 from mvla_daemon.cameras.v4l2 import V4l2Camera
 from mvla_daemon.config import Config
@@ -40,9 +42,12 @@ FIRST_FRAME_S = 5.0
 """How long a camera may take to give its first picture: exposure and white balance settle within a second or two."""
 
 
-def open_camera(config: Config) -> Camera:
-    """The camera that the configuration names, not yet open."""
+def open_camera(config: Config, simulated_camera: Path | None) -> Camera:
+    """The camera that the configuration names, not yet open; `simulated_camera` is where the simulator serves its."""
     camera = config.camera
+    if camera.is_simulated:
+        assert simulated_camera is not None
+        return SimulatedCamera(simulated_camera)
     if camera.file_path is not None:
         return FileCamera(camera.file_path, camera.width, camera.height, camera.fps)
     assert camera.device is not None
@@ -52,8 +57,16 @@ def open_camera(config: Config) -> Camera:
 class PolicyProcess:
     """Everything between the camera and the gate's socket."""
 
-    def __init__(self, config: Config, gate: socket.socket, board: BoardWriter, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        config: Config,
+        gate: socket.socket,
+        board: BoardWriter,
+        telemetry: Telemetry,
+        simulated_camera: Path | None = None,
+    ) -> None:
         self._config = config
+        self._simulated_camera = simulated_camera
         self._gate = gate
         self._board = board
         self._telemetry = telemetry
@@ -92,7 +105,7 @@ class PolicyProcess:
 
     async def _watch_camera(self) -> Camera:
         """Start to capture; returns once there was a usable picture."""
-        camera = open_camera(self._config)
+        camera = open_camera(self._config, self._simulated_camera)
         capture = CaptureThread(
             camera,
             self._slot,
@@ -207,7 +220,8 @@ def main() -> None:
         config = Config.model_validate(settings["config"], strict=False)
         _set_up(config, set(settings["cores"]))
         telemetry = Telemetry(socket.socket(fileno=telemetry_fd))
-        run(PolicyProcess(config, gate, BoardWriter(board_fd), telemetry).run())
+        simulated_camera = Path(settings["simulated_camera"]) if settings["simulated_camera"] else None
+        run(PolicyProcess(config, gate, BoardWriter(board_fd), telemetry, simulated_camera).run())
     except Exception as error:  # noqa: BLE001 - whatever it is, the gate has to be told, and this process ends
         with suppress(OSError):
             gate.send(pack_failed(*_failure(error)))

@@ -1,10 +1,11 @@
 """Measures what the README promises, on this machine: real processes, a real pty, timestamps taken at its far end.
 
-    python scripts/measure.py drive --seconds 60 [--clip FILE]   commands, gaps, and the cost beside inference
+    python scripts/measure.py drive --seconds 60 [--clip FILE | --sim]   commands, gaps, and the cost beside inference
+    python scripts/measure.py load --tries 3                     processor time of a simulated drive, by process
     python scripts/measure.py stops --tries 100                  SIGSTOP of the policy process, in motion
     python scripts/measure.py orphan --tries 10                  SIGKILL of the gate, in motion
 
-Needs `make demo`. Run it on an idle machine, as root or with real-time rights, and say so beside the figures.
+Run it on an idle machine, as root or with real-time rights, and say so beside the figures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import itertools
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +28,8 @@ from mvla_daemon.core.messages import MS  # noqa: E402 - the repository is not o
 from mvla_daemon.ops.statistics import percentile  # noqa: E402
 from tests.rig import REAL, Rig, Scene, freeze, gone, stop_time_ms, thaw  # noqa: E402
 
-DEMO = ROOT / "build" / "demo"
+CLIP = ROOT / "build" / "room.avi"
+INSTRUCTION = "go to the cup, pass the box on its left"
 
 
 def row(name: str, values: Sequence[float]) -> str:
@@ -41,21 +44,27 @@ def heading() -> None:
     print(f"{'ms':<50}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'n':>8}")
 
 
+SIMULATED = Scene(None, "bundled:cup", 640, 480, 50, INSTRUCTION)
+
+
 def scene(clip: Path | None) -> Scene:
-    """The demo's clip or another one (its size and rate are asked of OpenCV), with the demo's network."""
+    """A recorded drive of the simulated robot or another clip (whose size and rate OpenCV tells), and its policy."""
     if clip is None:
-        return Scene(DEMO / "corridor.avi", DEMO / "random.toml", 640, 480, 50)
+        if not CLIP.exists():
+            subprocess.run([sys.executable, str(ROOT / "scripts/record_clip.py"), "--out", str(CLIP)], check=True)
+        return Scene(CLIP, "bundled:cup", 640, 480, 50, INSTRUCTION)
     import cv2  # noqa: PLC0415 - only for another clip
 
     video = cv2.VideoCapture(str(clip))
     width, height, fps = (round(video.get(key)) for key in (3, 4, 5))
     video.release()
-    return Scene(clip.resolve(), DEMO / "random.toml", width, height, fps)
+    return Scene(clip.resolve(), "bundled:cup", width, height, fps, INSTRUCTION)
 
 
 def drive(options: argparse.Namespace) -> None:
     """Drive for a while; what came out at the far end, and how long each frame took to get there."""
-    with tempfile.TemporaryDirectory() as folder, Rig(Path(folder), scene(options.clip), pace=REAL) as rig:
+    seen_by = SIMULATED if options.sim else scene(options.clip)
+    with tempfile.TemporaryDirectory() as folder, Rig(Path(folder), seen_by, pace=REAL) as rig:
         trace = Path(folder) / "trace.csv"
         rig.start_driving("--trace", str(trace))
         time.sleep(options.seconds)
@@ -141,6 +150,37 @@ def orphan(options: argparse.Namespace) -> None:
     print(row("gate killed to policy process gone", ended_ms))
 
 
+def load(options: argparse.Namespace) -> None:
+    """Drive to the cup in simulation; how much of one core each process takes meanwhile."""
+    with tempfile.TemporaryDirectory() as folder, Rig(Path(folder), SIMULATED, pace=REAL, port="sim://") as rig:
+        for number in range(options.tries):
+            rig.start("--seed", str(number))
+            rig.wait_until(lambda: "armed: driving" in rig.said(), "start of the drive")
+            time.sleep(1)
+            began, before = time.monotonic(), cpu_seconds(rig.pid)
+            time.sleep(5)
+            took, after = time.monotonic() - began, cpu_seconds(rig.pid)
+            shares = {name: 100 * (after[name] - before[name]) / took for name in before}
+            print(
+                f"{'percent of one core':<22}{sum(shares.values()):6.1f}", *(f"{n} {v:.1f}" for n, v in shares.items())
+            )
+            rig.wait()
+            stops = [str(event["event"]) for event in rig.events("stop") if event["reason"] != "shutdown"]
+            print(f"room {number}: {len(stops)} stops", *stops)
+
+
+def cpu_seconds(gate_pid: int) -> dict[str, float]:
+    """Processor time so far of the gate and of each process that it started, by module."""
+    seconds = {}
+    children = Path(f"/proc/{gate_pid}/task/{gate_pid}/children").read_text().split()
+    for pid in [str(gate_pid), *children]:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        name = next((word.removeprefix("mvla_daemon.") for word in words if word.startswith("mvla_daemon.")), "gate")
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        seconds[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,8 +188,9 @@ def main() -> None:
     one = what.add_parser("drive")
     one.add_argument("--seconds", type=float, default=60)
     one.add_argument("--clip", type=Path)
+    one.add_argument("--sim", action="store_true")
     one.set_defaults(measure=drive)
-    for name, measure, tries in (("stops", stops, 100), ("orphan", orphan, 10)):
+    for name, measure, tries in (("stops", stops, 100), ("orphan", orphan, 10), ("load", load, 3)):
         one = what.add_parser(name)
         one.add_argument("--tries", type=int, default=tries)
         one.set_defaults(measure=measure)

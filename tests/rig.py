@@ -31,13 +31,14 @@ deadline_ms = {deadline_ms}
 max_frame_age_ms = {max_frame_age_ms}
 
 [camera]
-source = "file://{clip}"
+source = "{source}"
 width = {width}
 height = {height}
 fps = {fps}
 
 [policy]
 manifest = "{manifest}"
+{instruction}
 
 [motor]
 port = "{port}"
@@ -58,11 +59,13 @@ format = "json"
 class Scene:
     """What a daemon in a test looks at and thinks with."""
 
-    clip: Path
-    manifest: Path
+    clip: Path | None
+    """None is the simulated robot's camera."""
+    manifest: Path | str
     width: int = 160
     height: int = 120
     fps: int = 50
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,9 @@ class Rig:
         scene = self._scene
         self.config.write_text(
             CONFIG.format(
-                clip=scene.clip,
+                source="sim://" if scene.clip is None else f"file://{scene.clip}",
                 manifest=scene.manifest,
+                instruction=f'instruction = "{scene.instruction}"' if scene.instruction else "",
                 width=scene.width,
                 height=scene.height,
                 fps=scene.fps,

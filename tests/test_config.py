@@ -95,6 +95,7 @@ def test_keys_that_are_left_out_have_the_values_of_the_design(tmp_path: Path) ->
         },
         "realtime": {"scheduler": "fifo", "gate_priority": 80, "policy_priority": 70, "lock_memory": True},
         "log": {"format": "auto", "level": "info"},
+        "sim": {"seed": 1, "picture": None},
     }
 
 
@@ -174,7 +175,7 @@ def test_camera_sources(tmp_path: Path, source: str, device: str | None, file: P
     "source",
     [
         *(
-            "sim://",
+            "sim:",
             "csi://0",
             "rtsp://camera/1",
             "gst:videotestsrc",
@@ -193,6 +194,46 @@ def test_other_camera_sources_are_refused_naming_what_is_accepted(tmp_path: Path
     assert line.startswith("--set camera.source: ")
     if source:
         assert all(word in line for word in (repr(source), "/dev/video0", "v4l2:///dev/video0", "file://"))
+
+
+def test_the_simulated_camera_and_a_bundled_policy_are_named_by_themselves(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        overrides=[
+            "camera.source='sim://'",
+            "motor.port='sim://'",
+            "policy.manifest='bundled:cup'",
+            "sim.picture='a.png'",
+        ],
+    )
+    assert (config.camera.is_simulated, config.camera.is_live, config.simulated) == (True, False, True)
+    assert (config.camera.device, config.camera.file_path) == (None, None)
+    assert config.policy.manifest == str(REPOSITORY / "mvla_daemon/bundled/cup/cup.toml")
+    assert config.sim.picture == f"{tmp_path}/a.png"
+
+
+def test_a_policy_that_does_not_come_with_the_package_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    line = only_error(tmp_path, overrides=["policy.manifest='bundled:tea'"])
+    assert line.startswith("--set policy.manifest: ")
+    assert all(word in line for word in ("'bundled:tea'", '"bundled:cup"'))
+
+
+@pytest.mark.parametrize("override", ["camera.width=320", "camera.height=240", "camera.rotation=180"])
+def test_the_simulated_camera_has_one_size_and_is_not_rotated(tmp_path: Path, override: str) -> None:
+    line = only_error(tmp_path, overrides=["camera.source='sim://'", "motor.port='sim://'", override])
+    assert "640x480" in line
+
+
+def test_the_simulated_camera_drives_a_real_port_in_a_bench_test_only(tmp_path: Path) -> None:
+    line = only_error(tmp_path, overrides=["camera.source='sim://'"])
+    assert "a simulated camera must not drive the real robot" in line
+    config = load(tmp_path, overrides=["camera.source='sim://'", "safety.bench_test=true"])
+    assert config.bench_test_active
+
+
+@pytest.mark.parametrize("seed", ["-1", "2147483648", "1.5", "true", "'7'"])
+def test_a_room_is_named_by_a_whole_number(tmp_path: Path, seed: str) -> None:
+    assert only_error(tmp_path, overrides=[f"sim.seed={seed}"]).startswith("--set sim.seed: ")
 
 
 @pytest.mark.parametrize(
@@ -687,9 +728,9 @@ def test_the_simulators_configuration_moves_no_robot() -> None:
     config = load_config(REPOSITORY / "config.toml")
     assert config.simulated
     assert not config.bench_test_active
-    assert config.camera.file_path == REPOSITORY / "build/demo/corridor.avi"
+    assert config.camera.is_simulated
     assert (config.camera.width, config.camera.height, config.camera.fps) == (640, 480, 50)
-    assert config.policy.manifest == str(REPOSITORY / "build/demo/random.toml")
+    assert config.policy.manifest == str(REPOSITORY / "mvla_daemon/bundled/cup/cup.toml")
     assert (config.safety.arm, config.log.format) == ("auto", "console")
 
 

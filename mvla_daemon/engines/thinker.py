@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from time import monotonic_ns
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from mvla_daemon.cameras.slot import Frame
 from mvla_daemon.core.action import ActionMapping
@@ -15,7 +15,6 @@ from mvla_daemon.core.image import Preprocessor
 from mvla_daemon.core.messages import Stage, Velocity
 from mvla_daemon.engines.base import Engine
 from mvla_daemon.engines.manifest import Manifest
-from mvla_daemon.link import BoardWriter
 
 _Job: TypeAlias = "tuple[Callable[[Any], object], Callable[[Exception], object], Callable[..., Any], tuple[Any, ...]]"
 
@@ -58,6 +57,13 @@ class EngineThread:
                 self._loop.call_soon_threadsafe(then, result)
 
 
+class Board(Protocol):
+    """Where it is written what is being done; see `link.BoardWriter`."""
+
+    def write(self, cycle: int, stage: Stage, now_ns: int) -> None:
+        """Say which stage of which cycle begins now."""
+
+
 class Thinker:
     """Preprocesses, infers and maps; `times_ns[stage]` says when each stage of the newest thought began.
 
@@ -65,7 +71,7 @@ class Thinker:
     """
 
     def __init__(
-        self, manifest: Manifest, engine: Engine, source_size: tuple[int, int], rotation: int, board: BoardWriter
+        self, manifest: Manifest, engine: Engine, source_size: tuple[int, int], rotation: int, board: Board
     ) -> None:
         height, width = source_size
         self.times_ns = [0] * len(Stage)

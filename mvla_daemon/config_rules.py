@@ -1,0 +1,135 @@
+"""How the keys of a configuration go together: each rule gives the sentence for those who break it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from mvla_daemon.config import BUNDLED, BUNDLED_POLICIES, Sections
+from mvla_daemon.core.messages import MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _ms(time_ns: int, *, up: bool = False) -> str:
+    """Milliseconds with at most three digits after the point, rounded down or up, never to the nearest.
+
+    A bound that a sentence names can so be typed in and holds.
+    """
+    time_us = -(-time_ns // 1000) if up else time_ns // 1000
+    return f"{time_us // 1000}.{time_us % 1000:03}".rstrip("0").rstrip(".")
+
+
+def _deadline_within_cycle(c: Sections) -> str | None:
+    if c.control.deadline_ns <= c.control.period_ns:
+        return None
+    cycle = _ms(c.control.period_ns)
+    return (
+        f"deadline_ms = {c.control.deadline_ms:g} is longer than the cycle, T = 1000 / rate_hz = {cycle} ms; "
+        f"lower control.deadline_ms to at most {cycle} or lower control.rate_hz"
+    )
+
+
+def _frames_young_enough(c: Sections) -> str | None:
+    parts = {
+        "1000 / camera.fps": c.camera.frame_period_ns,
+        "T = 1000 / control.rate_hz": c.control.period_ns,
+        "control.deadline_ms": c.control.deadline_ns,
+    }
+    if c.camera.latency_ns:
+        parts["camera.latency_ms"] = c.camera.latency_ns
+    oldest_ns = sum(parts.values())
+    if oldest_ns <= c.control.max_frame_age_ns:
+        return None
+    terms = " + ".join(f"{_ms(time_ns, up=True)} ({name})" for name, time_ns in parts.items())
+    least = _ms(oldest_ns, up=True)
+    return (
+        f"a picture may be {terms} = {least} ms old, over max_frame_age_ms = {c.control.max_frame_age_ms:g}; raise "
+        f"camera.fps or control.rate_hz, lower control.deadline_ms, or set control.max_frame_age_ms to at least {least}"
+    )
+
+
+def _ttl_within_watchdog(c: Sections) -> str | None:
+    if c.ttl_ms <= c.motor.watchdog_ms:
+        return None
+    return (
+        f"a command is valid for ceil(T + deadline_ms) + 20 = {c.ttl_ms} ms, over watchdog_ms = {c.motor.watchdog_ms}; "
+        f"set motor.watchdog_ms to at least {c.ttl_ms}, raise control.rate_hz or lower control.deadline_ms"
+    )
+
+
+def _frozen_after_stale(c: Sections) -> str | None:
+    if c.camera.frozen_after_ms == 0 or c.camera.frozen_after_ms >= c.control.max_frame_age_ms:
+        return None
+    return (
+        f"frozen_after_ms = {c.camera.frozen_after_ms:g} is under control.max_frame_age_ms = "
+        f"{c.control.max_frame_age_ms:g}, so that a picture still young enough would be called frozen; "
+        f"raise camera.frozen_after_ms to at least that, or set it to 0 to turn it off"
+    )
+
+
+def _dead_after_a_cycle(c: Sections) -> str | None:
+    cycle_ns = c.control.period_ns + c.control.deadline_ns
+    if c.safety.policy_dead_after_ms * MS > cycle_ns:
+        return None
+    return (
+        f"policy_dead_after_ms = {c.safety.policy_dead_after_ms:g} has to be longer than a cycle on time, "
+        f"T + deadline_ms = {_ms(cycle_ns, up=True)} ms; raise safety.policy_dead_after_ms"
+    )
+
+
+def _gate_before_policy(c: Sections) -> str | None:
+    if c.realtime.gate_priority > c.realtime.policy_priority:
+        return None
+    return (
+        f"gate_priority = {c.realtime.gate_priority} has to be above policy_priority = {c.realtime.policy_priority}, "
+        f"or the policy could hold up a stop; raise realtime.gate_priority or lower realtime.policy_priority"
+    )
+
+
+def _real_robot_sees(c: Sections) -> str | None:
+    if c.camera.is_live or c.motor.is_simulated or c.safety.bench_test:
+        return None
+    pictures = "a recording" if c.camera.is_recorded else "a simulated camera"
+    return (
+        f"{pictures} must not drive the real robot on motor.port; set camera.source to a live camera, "
+        'motor.port = "sim://", or, with the wheels off the ground, safety.bench_test = true'
+    )
+
+
+def _bundled_is_there(c: Sections) -> str | None:
+    name = c.policy.manifest.removeprefix(BUNDLED)
+    if name == c.policy.manifest:
+        return None
+    known = sorted(path.stem for path in BUNDLED_POLICIES.glob("*/*.toml") if path.stem == path.parent.name)
+    if name in known:
+        return None
+    listed = ", ".join(f'"{BUNDLED}{one}"' for one in known)
+    return f"{c.policy.manifest!r} does not come with the package, which has {listed}; name one of those, or a file"
+
+
+def _simulated_picture(c: Sections) -> str | None:
+    if not c.camera.is_simulated or (c.camera.width, c.camera.height, c.camera.rotation) == (640, 480, 0):
+        return None
+    return "the simulated camera takes pictures of 640x480 and is not rotated; set width, height and rotation to that"
+
+
+Rule: TypeAlias = "Callable[[Sections], str | None]"
+RULES: dict[Rule, tuple[str, ...]] = {
+    _deadline_within_cycle: ("control.deadline_ms", "control.rate_hz"),
+    _frames_young_enough: (
+        "control.max_frame_age_ms",
+        "camera.fps",
+        "control.rate_hz",
+        "control.deadline_ms",
+        "camera.latency_ms",
+    ),
+    _ttl_within_watchdog: ("motor.watchdog_ms", "control.deadline_ms", "control.rate_hz"),
+    _frozen_after_stale: ("camera.frozen_after_ms", "control.max_frame_age_ms"),
+    _dead_after_a_cycle: ("safety.policy_dead_after_ms", "control.rate_hz", "control.deadline_ms"),
+    _gate_before_policy: ("realtime.gate_priority", "realtime.policy_priority"),
+    _bundled_is_there: ("policy.manifest",),
+    _simulated_picture: ("camera.width", "camera.height", "camera.rotation", "camera.source"),
+    _real_robot_sees: ("camera.source", "motor.port", "safety.bench_test"),
+}
+"""Each rule between keys, which gives a sentence when it is broken, and the keys that it reads, in order of blame."""

@@ -1,0 +1,100 @@
+"""The simulated robot's process, or the simulated motor controller's alone, started where the configuration says so."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mvla_daemon.config import Config
+from mvla_daemon.errors import DaemonError, ExitCode
+from mvla_daemon.ops.child import Process, start_module
+from mvla_daemon.ops.errand import Ending, Errand, NoErrand, ReportedErrand
+from mvla_daemon.sim.verdict import verdict
+from mvla_daemon.sim.world import Outcome
+
+START_S = 20.0
+"""OpenCV's import and the room's textures take one or two, on an idle machine."""
+PICTURE_S = 20.0
+"""How long the picture of a drive may take to draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandIns:
+    """What the daemon needs to know of them: the motors' port, and the camera's address where it is a simulated one."""
+
+    port: str
+    camera: Path | None = None
+    errand: Errand = field(default_factory=NoErrand)
+
+
+@contextmanager
+def stand_ins(config: Config, fault: str | None) -> Iterator[StandIns]:
+    """Start what the configuration asks for; afterwards the picture of the drive is drawn, where one was asked for."""
+    if config.camera.is_simulated:
+        with _robot(config, fault) as robot:
+            yield robot
+    elif config.motor.is_simulated:
+        with _process("mvla_daemon.sim.controller_process") as process:
+            assert process.stdout is not None
+            yield StandIns(_first_line(process)[0], errand=ReportedErrand(process.stdout, _judge))
+    else:
+        yield StandIns(config.motor.port)
+
+
+@contextmanager
+def _robot(config: Config, fault: str | None) -> Iterator[StandIns]:
+    words = ["--seed", str(config.sim.seed), "--fps", str(config.camera.fps)]
+    words += [f"--instruction={config.policy.instruction}"] if config.policy.instruction else []
+    words += [f"--picture={config.sim.picture}"] if config.sim.picture else []
+    words += ["--fault", fault] if fault else []
+    with _process("mvla_daemon.sim.robot_process", *words) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port, camera = _first_line(process)
+        if config.motor.is_simulated:
+            yield StandIns(port, Path(camera), ReportedErrand(process.stdout, _judge))
+        else:
+            yield StandIns(config.motor.port, Path(camera))
+        process.stdin.close()
+        try:
+            process.wait(PICTURE_S)
+        except subprocess.TimeoutExpired:
+            sys.stderr.write(f"mvla-daemon: the picture {config.sim.picture} took over {PICTURE_S:g} s to draw.\n")
+
+
+@contextmanager
+def _process(module: str, *words: str) -> Iterator[Process]:
+    with start_module(
+        module, *words, "--parent-pid", str(os.getpid()), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _first_line(process: Process) -> list[str]:
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], START_S)[0]:
+        raise DaemonError(f"The simulated robot did not start within {START_S:g} s; try again.", ExitCode.TRY_AGAIN)
+    words = process.stdout.readline().decode().split()
+    if words:
+        return words
+    status = process.wait()
+    code = ExitCode(status) if status and status in list(ExitCode) else ExitCode.INTERNAL
+    raise DaemonError("The simulated robot did not start; the lines above say why.", code)
+
+
+def _judge(line: str) -> Ending:
+    """The simulator's words on how the drive ended."""
+    outcome, _, duration_ns = line.partition(" ")
+    try:
+        return verdict(Outcome(outcome), int(duration_ns))
+    except ValueError:
+        return ExitCode.INTERNAL, "The simulated robot's process ended by itself; lines above may say why."
