@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is one of sysexits', and every failure is a sentence on standard error."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    # From 1.29 on ONNX Runtime would report on models and machine to its maker, on a thread and from files of its own.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return _COMMANDS[options.command](load_config(options.config, _overrides(options)), options)
     except DaemonError as error:

@@ -46,7 +46,7 @@ class Scale:
     held_out_rooms: int
     checked_rooms: int
     longest_ns: int = TIMEOUT_NS
-    """Of a drive."""
+    """After it a drive ends as it is, still running."""
 
 
 @dataclass(frozen=True, slots=True)

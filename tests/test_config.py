@@ -212,23 +212,34 @@ def test_the_simulated_camera_and_a_bundled_policy_are_named_by_themselves(tmp_p
     assert config.sim.picture == f"{tmp_path}/a.png"
 
 
-def test_a_policy_that_does_not_come_with_the_package_is_refused_with_those_that_do(tmp_path: Path) -> None:
-    line = only_error(tmp_path, overrides=["policy.manifest='bundled:tea'"])
+@pytest.mark.parametrize("name", ["tea", "", "../cup", "cup/cup", "cup.toml", "CUP"])
+def test_a_policy_that_does_not_come_with_the_package_is_refused_with_those_that_do(tmp_path: Path, name: str) -> None:
+    line = only_error(tmp_path, overrides=[f"policy.manifest='bundled:{name}'"])
     assert line.startswith("--set policy.manifest: ")
-    assert all(word in line for word in ("'bundled:tea'", '"bundled:cup"'))
+    assert all(word in line for word in (f"'bundled:{name}'", '"bundled:cup"'))
+
+
+def test_the_picture_of_a_drive_is_beside_the_file_unless_it_says_where(tmp_path: Path) -> None:
+    assert load(tmp_path, "[sim]\npicture = 'drives/a.png'").sim.picture == f"{tmp_path}/drives/a.png"
+    assert load(tmp_path, "[sim]\npicture = '/drives/a.png'").sim.picture == "/drives/a.png"
+    assert load(tmp_path, "[sim]\nseed = 2147483647").sim.seed == 2_147_483_647
 
 
 @pytest.mark.parametrize("override", ["camera.width=320", "camera.height=240", "camera.rotation=180"])
 def test_the_simulated_camera_has_one_size_and_is_not_rotated(tmp_path: Path, override: str) -> None:
     line = only_error(tmp_path, overrides=["camera.source='sim://'", "motor.port='sim://'", override])
+    assert line.startswith(f"--set {override.partition('=')[0]}: ")
     assert "640x480" in line
+    load(tmp_path, overrides=["motor.port='sim://'", override])  # which is for other cameras as it was
 
 
 def test_the_simulated_camera_drives_a_real_port_in_a_bench_test_only(tmp_path: Path) -> None:
     line = only_error(tmp_path, overrides=["camera.source='sim://'"])
     assert "a simulated camera must not drive the real robot" in line
     config = load(tmp_path, overrides=["camera.source='sim://'", "safety.bench_test=true"])
-    assert config.bench_test_active
+    assert (config.simulated, config.bench_test_active) == (False, True)
+    config = load(tmp_path, overrides=["camera.source='sim://'", "motor.port='sim://'", "safety.bench_test=true"])
+    assert (config.simulated, config.bench_test_active) == (True, False)
 
 
 @pytest.mark.parametrize("seed", ["-1", "2147483648", "1.5", "true", "'7'"])
@@ -264,7 +275,7 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("camera.latency_ms", ["0", "40"], ["-1", "nan"]),
         ("policy.manifest", ['"/a/b.toml"'], ['""', "3", '"a\\u0000b"']),
         ("policy.backend", ['"onnxruntime"'], ['"tensorrt"', '"onnx"', '""', "1"]),
-        ("policy.instruction", ['"go to the cup"'], ['""', "1", "true"]),
+        ("policy.instruction", ['"go to the cup"'], ['""', "1", "true", '"a\\u0000b"']),
         ("motor.protocol", ['"mvla"'], ['"vesc"', "1"]),
         ("motor.baud", ["9600", "921600", "4000000"], ["0", "-1", "9599", "4000001", "115200.0", '"115200"']),
         ("motor.watchdog_ms", ["60", "65535"], ["0", "-1", "65536", "100.0", "true"]),
@@ -286,6 +297,7 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("realtime.gate_priority", ["71", "99"], ["0", "-1", "100", "80.0", "true"]),
         ("realtime.policy_priority", ["1", "79"], ["0", "100"]),
         ("realtime.lock_memory", ["true", "false"], ["1", '"yes"']),
+        ("sim.picture", ['"/a/b.png"'], ['""', "3", '"a\\u0000b"']),
         ("log.format", ['"auto"', '"journal"', '"console"', '"json"'], ['"text"', "1"]),
         ("log.level", ['"debug"', '"info"', '"warning"', '"error"'], ['"INFO"', '"trace"', "20"]),
     ],

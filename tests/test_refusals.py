@@ -14,6 +14,9 @@ from tests.rig import Rig, Scene
 from tests.wire import WireReader
 
 USAGE, NO_INPUT, UNAVAILABLE, CONFIG = 64, 66, 69, 78
+SIMULATED = tuple(
+    f"--set={value}" for value in ("camera.source=sim://", "camera.width=640", "camera.height=480", "motor.port=sim://")
+)
 
 
 @pytest.fixture
@@ -121,6 +124,29 @@ def test_a_command_that_does_not_exist(rig: Rig) -> None:
     done = rig.tell("dance")
     assert done.returncode == USAGE
     assert "dance" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (("--fault", "SIGSTOP@1s"), ("--fault", "camera.source", "sim://")),
+        (("--fault", "SIGSTOP", *SIMULATED), ("--fault 'SIGSTOP'", "SIGSTOP@4s")),
+        (("--fault", "", *SIMULATED), ("--fault ''", "SIGSTOP@4s")),
+        (("--lockstep", "--set", "motor.port=sim://"), ("--lockstep", "camera.source")),
+        (("--wire", "wire.bin", *SIMULATED), ("--wire", "--lockstep")),
+        (("--lockstep", "--fault", "SIGSTOP@1s", *SIMULATED), ("--fault", "--lockstep")),
+        (("--lockstep", "--for", "3", *SIMULATED), ("--for", "--lockstep")),
+        (("--seed", "one"), ("--seed",)),
+    ],
+)
+def test_words_that_cannot_be_meant(rig: Rig, words: tuple[str, ...], mentions: tuple[str, ...]) -> None:
+    """One line and nothing before it: a daemon that had started would have said so."""
+    done = rig.tell(*words)
+    assert done.returncode == USAGE
+    (said,) = done.stderr.splitlines()
+    assert all(mention in said for mention in mentions), said
+    assert not (rig.folder / "wire.bin").exists()
+    assert rig.read_wire() == []
 
 
 @pytest.mark.parametrize("word", ["stop", "arm", "disarm", "status"])

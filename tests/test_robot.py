@@ -219,12 +219,6 @@ def test_a_process_that_cannot_paint_as_fast_as_it_is_asked_to_says_so_once(
     assert (process.returncode, errors) == (0, b"")
 
 
-def test_the_end_of_its_input_ends_it(process: subprocess.Popen[bytes]) -> None:
-    first_line(process)
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-
-
 STARTER = """
 import subprocess, sys, os, time
 robot = subprocess.Popen([*sys.argv[1:], "--parent-pid", str(os.getpid())], stdout=subprocess.PIPE)
@@ -265,6 +259,7 @@ Painter.paint = lambda *_: 1 / 0
         ("", ["--parent-pid", "1"], UNAVAILABLE, b"not the parent"),
         ("", ["--fault", "SIGSTOP"], USAGE, b"SIGSTOP@4s"),
     ],
+    ids=["no matplotlib", "no folder", "no OpenCV", "a painter that breaks", "another parent", "a fault of no form"],
 )
 def test_what_goes_wrong_is_said_in_one_sentence(
     before: str, words: list[str], code: int, sentence: bytes, tmp_path: Path

@@ -53,11 +53,10 @@ class CameraServer:
     """
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("mvla-sim-camera", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        size = _HEADER_BYTES + _SLOTS * _PICTURE_BYTES
-        os.ftruncate(self._fd, size)
-        self._map = mmap.mmap(self._fd, size)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, _SEALS)  # from now on nobody else can map it to write
+        self._memory = os.fdopen(os.memfd_create("mvla-sim-camera", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", 0)
+        self._memory.truncate(_HEADER_BYTES + _SLOTS * _PICTURE_BYTES)
+        self._map = mmap.mmap(self._memory.fileno(), 0)
+        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)  # from now on nobody else can map it to write
         self._numbers = [_UNFINISHED] * _SLOTS
         self._slot = 0
         self._viewers: list[socket.socket] = []
@@ -89,7 +88,7 @@ class CameraServer:
             with suppress(OSError):
                 viewer.setblocking(False)
                 pid = _peer(viewer)
-                socket.send_fds(viewer, [b"camera"], [self._fd])
+                socket.send_fds(viewer, [b"camera"], [self._memory.fileno()])
                 self._viewers.append(viewer)
                 return pid
             viewer.close()
@@ -100,7 +99,7 @@ class CameraServer:
         self.socket.close()
         for viewer in self._viewers:
             viewer.close()
-        os.close(self._fd)
+        self._memory.close()
 
 
 class CameraClient:

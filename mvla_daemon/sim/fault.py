@@ -8,12 +8,16 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mvla_daemon.core.messages import SECOND
+from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
 
-THAW_AFTER_NS = 1 * SECOND
-"""A process that SIGSTOP froze goes on after this long, so that the robot can be seen to arm and drive again."""
-_PATTERN = re.compile(r"(SIGSTOP|SIGKILL)@(\d+(?:\.\d+)?)s")
+THAW_AFTER_NS = 500 * MS
+"""A process that SIGSTOP froze goes on after this long, so that the robot can be seen to arm and drive again.
+
+That is before the gate begins to arm: one frozen for over a second would come back with the pictures of before, which
+are those of a lost camera.
+"""
+_PATTERN = re.compile(r"(SIGSTOP|SIGKILL)@([0-9]{1,3}(?:\.[0-9]{1,9})?)s")
 
 
 @dataclass(slots=True)
@@ -31,7 +35,7 @@ class Fault:
         match = _PATTERN.fullmatch(text)
         if match is None:
             raise DaemonError(
-                f"--fault {text}: must be SIGSTOP or SIGKILL, @, and the seconds since the robot began to move, as in "
+                f"--fault {text!r}: must be SIGSTOP or SIGKILL, @, and seconds since the robot began to move, as in "
                 f"SIGSTOP@4s",
                 ExitCode.USAGE,
             )

@@ -174,10 +174,10 @@ class Lockstep:
 
     @property
     def ending(self) -> Ending:
-        """The exit code of the run, and the sentence for the user unless it reached the cup."""
+        """The exit code of the run, and the sentence for the user."""
         helm, world = self.gate.helm, self.robot.world
-        if helm.farewell:
-            return helm.exit_code or ExitCode.INTERNAL, helm.farewell
+        if helm.farewell and helm.exit_code is not None:
+            return helm.exit_code, helm.farewell
         return verdict(world.outcome, world.duration_ns or 0)
 
     def _expose(self, exposure: Exposure) -> None:

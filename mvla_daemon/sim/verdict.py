@@ -22,9 +22,9 @@ _FAILED = {
 
 
 def verdict(outcome: Outcome, duration_ns: int) -> Ending:
-    """Exit code 0 for the cup, and 75 with what happened `duration_ns` after the first motion for anything else."""
+    """Exit code 0 for the cup, 75 for anything else, and what happened `duration_ns` after the first motion."""
     if outcome is Outcome.REACHED:
-        return ExitCode.OK, ""
+        return ExitCode.OK, f"The simulated robot reached the cup after {duration_ns / SECOND:.1f} s."
     if outcome is Outcome.RUNNING:
         return ExitCode.TRY_AGAIN, "The simulated drive came to no end; the log says why."
     return ExitCode.TRY_AGAIN, f"The simulated robot {_FAILED[outcome]} after {duration_ns / SECOND:.1f} s."
