@@ -16,7 +16,7 @@ import numpy as np
 
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import SECOND, Reason, Velocity
-from mvla_daemon.sim.drive_picture import Drive
+from mvla_daemon.sim.drive import Drive
 from mvla_daemon.sim.instructions import SENTENCES, side_of
 from mvla_daemon.sim.layout import make_room
 from mvla_daemon.sim.lockstep import Lockstep

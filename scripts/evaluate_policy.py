@@ -32,7 +32,7 @@ from evaluate_report import Rows, as_json, checks, model_sha256, policy_name, se
 
 from mvla_daemon.config_load import load_config
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.sim.drive_picture import Drive
+from mvla_daemon.sim.drive import Drive
 from mvla_daemon.sim.drives_picture import draw_drives
 from mvla_daemon.sim.instructions import SENTENCES
 from mvla_daemon.sim.lockstep_run import load_thinker

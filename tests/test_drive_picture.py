@@ -19,7 +19,8 @@ from matplotlib.text import Text
 
 from mvla_daemon.core.messages import Velocity
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.sim.drive_picture import Drive, draw_drive, figure_of, headline
+from mvla_daemon.sim.drive import Drive
+from mvla_daemon.sim.drive_picture import draw_drive, figure_of, headline
 from mvla_daemon.sim.drives_picture import draw_drives, figure_of_all
 from mvla_daemon.sim.expert import expert
 from mvla_daemon.sim.layout import make_room
@@ -310,7 +311,7 @@ def test_the_whole_legend_is_below_the_map_and_in_the_picture() -> None:
     assert not place.overlaps(scale)
 
 
-@pytest.mark.parametrize("name", ["nowhere/drive.png", "file/drive.png", "folder"])
+@pytest.mark.parametrize("name", ["file/drive.png", "file/in/drive.png", "folder"])
 def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -318,6 +319,11 @@ def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path: Path, nam
         draw_drive(ARC, tmp_path / name)
     assert raised.value.exit_code is ExitCode.NO_PERMISSION
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_folder_of_a_picture_is_made(tmp_path: Path) -> None:
+    draw_drive(ARC, tmp_path / "build" / "today" / "drive.png")
+    assert (tmp_path / "build" / "today" / "drive.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +336,8 @@ def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: p
 
 def test_matplotlib_is_loaded_by_the_first_picture_and_pyplot_never(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from mvla_daemon.sim.drive_picture import Drive, draw_drive\n"
+        "import sys, pathlib; from mvla_daemon.sim.drive import Drive\n"
+        "from mvla_daemon.sim.drive_picture import draw_drive\n"
         "from mvla_daemon.sim.layout import make_room; from mvla_daemon.sim.world import Outcome\n"
         "print('matplotlib' in sys.modules)\n"
         "drive = Drive(make_room(1), None, '', Outcome.RUNNING, None, (), (), ())\n"

@@ -359,11 +359,11 @@ def test_the_bundled_policy_drives_the_same_in_every_process(config: Config, tmp
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, by_hand:
         ours.setblocking(False)
-        nowhere = with_values(config, "sim.picture=nowhere/drive.png")
+        nowhere = with_values(config, "sim.picture=/proc/drive.png")
         assert run_lockstep(nowhere, Telemetry(theirs), tmp_path / "again.bin")[0] == OK
         events = {event["event"]: event["message"] for event in hear(ours)}
         _, said = by_hand.communicate(timeout=60)
-    assert "nowhere/drive.png cannot be written" in events["picture"]
+    assert "/proc/drive.png cannot be written" in events["picture"]
     assert "'cup'" in events["policy_ready"]
     assert by_hand.returncode == OK, said
     assert said.count(b"mvla-daemon: The simulated robot reached the cup") == said.count(b"mvla-daemon: ") == 1

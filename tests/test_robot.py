@@ -253,13 +253,20 @@ Painter.paint = lambda *_: 1 / 0
     ("before", "words", "code", "sentence"),
     [
         (WITHOUT_MATPLOTLIB, ["--picture", "drive.png"], UNAVAILABLE, b"pip install 'mvla-daemon[sim]'"),
-        ("", ["--picture", "nowhere/drive.png"], NO_PERMISSION, b"nowhere/drive.png cannot be written"),
+        ("", ["--picture", "/proc/drive.png"], NO_PERMISSION, b"/proc/drive.png cannot be written"),
         (WITHOUT_OPENCV, [], UNAVAILABLE, b"OpenCV cannot be imported"),
         (PAINTER_THAT_BREAKS, [], INTERNAL, b"ZeroDivisionError"),
         ("", ["--parent-pid", "1"], UNAVAILABLE, b"not the parent"),
         ("", ["--fault", "SIGSTOP"], USAGE, b"SIGSTOP@4s"),
     ],
-    ids=["no matplotlib", "no folder", "no OpenCV", "a painter that breaks", "another parent", "a fault of no form"],
+    ids=[
+        "no matplotlib",
+        "no place",
+        "no OpenCV",
+        "a painter that breaks",
+        "another parent",
+        "a fault of no form",
+    ],
 )
 def test_what_goes_wrong_is_said_in_one_sentence(
     before: str, words: list[str], code: int, sentence: bytes, tmp_path: Path

@@ -103,24 +103,24 @@ def test_an_instruction_that_the_policy_does_not_know_is_refused_with_those_that
 
 
 def test_ctrl_c_stops_the_robot_and_leaves_a_picture_and_nothing_else(rig: Rig) -> None:
-    rig.start("--set", "sim.picture=drives.png")
+    rig.start("--set", "sim.picture=build/drives.png")
     wait_until_armed(rig)
     started = children(rig.pid)
     assert set(started) == {"robot_process", "policy", "reporter"}
     os.kill(rig.pid, signal.SIGINT)
     assert rig.wait() == OK
     assert [event["reason"] for event in rig.events("stop")][-1] == "shutdown"
-    assert sentences(rig) == []
-    assert (rig.folder / "drives.png").read_bytes().startswith(PNG)
+    assert sentences(rig) == [f"mvla-daemon: The drive from above: {rig.folder / 'build/drives.png'}"]
+    assert (rig.folder / "build/drives.png").read_bytes().startswith(PNG)
     assert all(gone(pid) for pid in started.values())
 
 
 def test_a_robot_that_touches_something_says_what_and_is_a_failure_with_or_without_a_picture(tmp_path: Path) -> None:
     with simulated(tmp_path, straight_ahead(tmp_path), None) as rig:
-        rig.start("--seed", str(BOX_AHEAD), "--set", "sim.picture=nowhere/drive.png")
+        rig.start("--seed", str(BOX_AHEAD), "--set", "sim.picture=/proc/drive.png")
         assert rig.wait() == TRY_AGAIN
         picture, ending = sentences(rig)
-        assert "nowhere/drive.png cannot be written" in picture
+        assert "/proc/drive.png cannot be written" in picture
         assert ending.startswith("mvla-daemon: The simulated robot touched the box after ")
         assert [event["reason"] for event in rig.events("stop")][-1] == "shutdown"
 

@@ -25,7 +25,7 @@ _FUTURE_CLAMP_NS = 5 * MS
 """How far ahead two clocks' jitter may put a capture time; it is then taken as now."""
 _BLACK_BELOW = 16
 """A picture without one sample as bright as this is black: 16 is video black, and a covered sensor's noise is less."""
-_ROW_STEP = 32
+ROW_STEP = 32
 """Blackness and the CRC are judged by every 32nd row. A picture that a driver repeats is the same in all rows, one of a
 live sensor differs in all by its noise; a whole 640x480 picture would cost 0.3 ms of each frame's way."""
 _COLUMN_STEP = 16
@@ -63,7 +63,7 @@ class CaptureThread:
         )
         self._camera = camera
         self._slot = slot
-        self._sample = np.ascontiguousarray(slot.writable()[::_ROW_STEP])
+        self._sample = np.ascontiguousarray(slot.writable()[::ROW_STEP])
         self._on_frame = on_frame
         self._on_event = on_event
         self._latency_ns = round(latency_ms * MS)
@@ -145,7 +145,7 @@ class CaptureThread:
             return "old"
         if now_ns - self._published_ns[0] < self._pair_interval_ns:
             return "too_fast"
-        np.copyto(self._sample, pixels[::_ROW_STEP])
+        np.copyto(self._sample, pixels[::ROW_STEP])
         if self._sample[:, ::_COLUMN_STEP].max() < _BLACK_BELOW:
             return "black"
         return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from mvla_daemon.sim.drive_picture import Drive
+    from mvla_daemon.sim.drive import Drive
 
 FAINT = "#66707d"
 """Of words and lines that matter less than the way."""

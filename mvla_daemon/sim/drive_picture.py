@@ -7,23 +7,15 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
+from mvla_daemon.sim.drive import Drive
 from mvla_daemon.sim.drive_labels import INK, Style
 from mvla_daemon.sim.drive_map import BAD, BADGE, FAINT, GHOST_EVERY_S, TOUCHED, WALL_M, Map, fastest_mps
-from mvla_daemon.sim.robot import StopTaken
-from mvla_daemon.sim.room import Pose, Room, Side
-from mvla_daemon.sim.world import TRACK_PERIOD_NS, Outcome, TrackPoint
+from mvla_daemon.sim.world import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,43 +31,6 @@ _DPI = 160
 _HEAD_IN, _FOOT_IN, _CAPTION_IN = 0.86, 0.62, 0.30
 _TALLEST_MAP_IN = 6.5
 _GOOD = "#00664f"
-
-
-@dataclass(frozen=True, slots=True)
-class Drive:
-    """What there is to draw of one drive; it began one track period before the first point of the track.
-
-    `side` is the one asked for, None where either is right; `title` is what the robot was told. `insets` are what the
-    camera saw: seconds since the drive began, and BGR uint8 (480, 640, 3).
-    """
-
-    room: Room
-    side: Side | None
-    title: str
-    outcome: Outcome
-    passed: Side | None
-    track: Sequence[TrackPoint]
-    stops: Sequence[StopTaken]
-    insets: Sequence[tuple[float, NDArray[np.uint8]]]
-
-    @property
-    def poses(self) -> list[Pose]:
-        """The start, then the track; never empty."""
-        return [self.room.start, *(point.pose for point in self.track)]
-
-    @property
-    def duration_s(self) -> float:
-        """From the beginning to the last point of the track."""
-        return self.seconds(self.track[-1].at_ns) if self.track else 0.0
-
-    def seconds(self, at_ns: int) -> float:
-        """Since the drive began."""
-        return (at_ns - self.track[0].at_ns + TRACK_PERIOD_NS) / SECOND if self.track else 0.0
-
-    def pose_at(self, seconds: float) -> Pose:
-        """Where the robot was so long after the drive began; its start or end for a time outside the drive."""
-        times = [self.seconds(point.at_ns) for point in self.track]
-        return self.poses[min(bisect_left(times, seconds) + 1, len(times)) if seconds > 0 else 0]
 
 
 def draw_drive(drive: Drive, path: Path) -> None:
@@ -197,16 +152,19 @@ def axes_at(figure: Figure, left_in: float, bottom_in: float, wide_in: float, ta
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """The whole file or none of it: it is written beside its place and moved there. `DaemonError`: NO_PERMISSION."""
+    """The whole file or none of it: it is written beside its place and moved there. `DaemonError`: NO_PERMISSION.
+
+    A folder that is missing is made.
+    """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".picture-", dir=path.parent) as folder:
             whole = Path(folder) / path.name
             figure.savefig(whole, format="png")
             whole.replace(path)
     except OSError as error:
         raise DaemonError(
-            f"the picture {path} cannot be written ({error.strerror}): name a file in a folder that exists and that "
-            "you may write to",
+            f"the picture {path} cannot be written ({error.strerror}): name a file in a folder that you may write to",
             ExitCode.NO_PERMISSION,
         ) from error
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mvla_daemon.sim.drive import Drive
 from mvla_daemon.sim.drive_labels import INK, Points, Style
 from mvla_daemon.sim.drive_map import BAD, FLOOR, TOUCHED, corners_of, places_of, rgb
 from mvla_daemon.sim.drive_picture import (
     MARGIN_IN,
     WIDTH_IN,
-    Drive,
     axes_at,
     counted,
     draw_scale,

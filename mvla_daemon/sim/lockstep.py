@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvla_daemon import assembly
+from mvla_daemon.cameras.capture import ROW_STEP
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import MS, SECOND, Phase
 from mvla_daemon.errors import ExitCode
@@ -34,7 +35,6 @@ PICTURE_NS = 6 * MS
 """From the exposure to the policy process: what rendering and copying take in a real run."""
 LONGEST_NS = 45 * SECOND
 """A drive ends by itself within 30 s of its first motion; a robot that does not move by then never will."""
-_CRC_ROW_STEP = 32
 _PORT_FD, _POLICY_FD, _ERRAND_FD, _SIGNALS_FD = 3, 4, 5, 6
 
 
@@ -187,7 +187,7 @@ class Lockstep:
         slot = self._policy.slot
         pixels = slot.writable()
         self._painter.paint(exposure.pose, exposure.number, pixels)
-        crc = zlib.crc32(pixels[::_CRC_ROW_STEP].tobytes())
+        crc = zlib.crc32(pixels[::ROW_STEP].tobytes())
         self._look(exposure, pixels)
         slot.publish(exposure.captured_ns, exposure.number, crc, self.timeline.now_ns())
         self._policy.on_frame()

@@ -70,6 +70,7 @@ def run_lockstep(config: Config, telemetry: Telemetry, wire: Path | None) -> End
     if config.sim.picture is not None:
         try:
             scrapbook.draw(drive.robot, Path(config.sim.picture))
+            telemetry.event("picture", f"The drive from above: {config.sim.picture}", "info")
         except DaemonError as error:
             telemetry.event("picture", str(error), "error")
     return drive.ending

@@ -165,6 +165,7 @@ def _run(options: argparse.Namespace) -> None:
         server.close()
     if options.picture:
         scrapbook.draw(robot, options.picture)
+        sys.stderr.write(f"mvla-daemon: The drive from above: {options.picture}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvla_daemon.core.messages import SECOND
-from mvla_daemon.sim.drive_picture import Drive, draw_drive
+from mvla_daemon.sim.drive import Drive
+from mvla_daemon.sim.drive_picture import draw_drive
 from mvla_daemon.sim.robot import Exposure, SimulatedRobot
 from mvla_daemon.sim.room import Room, Side
 
