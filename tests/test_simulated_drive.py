@@ -188,7 +188,8 @@ def test_a_frozen_policy_is_a_stop_after_which_the_robot_arms_again_and_reaches_
     assert set(reasons[:-1]) <= {"deadline_missed", "frame_stale"}  # a busy machine may add to them
     armed = list(itertools.dropwhile(lambda state: state != "armed", states(rig)))
     assert armed[:5] == ["armed", "stopping", "stopped", "arming", "armed"]
-    (said,) = sentences(rig)
+    picture, said = sentences(rig)
+    assert picture == f"mvla-daemon: The drive from above: {rig.folder / 'drive.png'}"
     assert said.startswith("mvla-daemon: The simulated robot reached the cup after ")
     assert (rig.folder / "drive.png").read_bytes().startswith(PNG)
     assert not [path for path in rig.folder.iterdir() if path.name.startswith(".picture")]
