@@ -64,12 +64,13 @@ def judged(seed: int, instruction: str, exit_code: int, lines: Sequence[str]) ->
     A drive's duration is that from armed to the last STOP, by the times of the log.
     """
     records = [json.loads(line) for line in lines if line.startswith("{")]
-    said = " ".join(line.removeprefix(_SENTENCE) for line in lines if line.startswith(_SENTENCE))
+    sentences = [line.removeprefix(_SENTENCE) for line in lines if line.startswith(_SENTENCE)]
+    last = sentences[-1] if sentences else ""
     armed = [_time(record) for record in records if record["kind"] == "state" and record["state"] == "armed"]
     stops = [(_time(record), record["reason"]) for record in records if record["kind"] == "stop"]
     began, shutdown = (armed[0] if armed else None), Reason.SHUTDOWN.label
     ended = [at for at, reason in stops if reason == shutdown]
-    outcome = Outcome.REACHED if exit_code == ExitCode.OK else _FAILED.get(said.partition(" after ")[0])
+    outcome = Outcome.REACHED if exit_code == ExitCode.OK else _FAILED.get(last.partition(" after ")[0])
     return Ended(
         Kind.REAL_TIME,
         seed,
@@ -78,7 +79,7 @@ def judged(seed: int, instruction: str, exit_code: int, lines: Sequence[str]) ->
         None,
         (ended[-1] - began).total_seconds() if began and ended else None,
         tuple(((at - began).total_seconds() if began else 0.0, why) for at, why in stops if why != shutdown),
-        said=said,
+        said=" ".join(sentences),
     )
 
 
