@@ -79,7 +79,7 @@ def judged(seed: int, instruction: str, exit_code: int, lines: Sequence[str]) ->
         None,
         (ended[-1] - began).total_seconds() if began and ended else None,
         tuple(((at - began).total_seconds() if began else 0.0, why) for at, why in stops if why != shutdown),
-        said=" ".join(sentences),
+        said=last,
     )
 
 
