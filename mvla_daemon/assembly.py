@@ -33,6 +33,7 @@ def gate_settings(config: Config, end_ns: int | None) -> GateSettings:
         ),
         late_wake_ns=max(10 * control.period_ns, LATE_WAKE_NS),
         policy_dead_ns=round(safety.policy_dead_after_ms * MS),
+        identify_ns=round(config.motor.identify_timeout_s * SECOND),
         end_ns=end_ns,
     )
 
@@ -47,17 +48,22 @@ def crew(
     random_u32: Callable[[], int],
 ) -> Crew:
     """What the gate works with; `random_u32` draws the link's sessions and nonces."""
-    control = config.control
+    control, limits = config.control, config.limits
     return Crew(
         admission=Admission(
             period_ns=control.period_ns,
             allowed_ns=control.deadline_ns,
             max_frame_age_ns=control.max_frame_age_ns,
             frozen_after_ns=round(config.camera.frozen_after_ms * MS),
-            limits=config.limits.by_axis(),
+            limits=limits.by_axis(),
             rehearsals=config.safety.recover_cycles,
         ),
-        link=MvlaLink(watchdog_ms=config.motor.watchdog_ms, ttl_ms=config.ttl_ms, random_u32=random_u32),
+        link=MvlaLink(
+            watchdog_ms=config.motor.watchdog_ms,
+            ttl_ms=config.ttl_ms,
+            accel=(limits.linear_x.accel, limits.linear_y.accel, limits.angular_z.accel),
+            random_u32=random_u32,
+        ),
         port=port,
         keeper=keeper,
         announce=Announcer(telemetry),

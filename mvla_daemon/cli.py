@@ -6,18 +6,15 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mvla_daemon import __version__
-from mvla_daemon.config import Config
-from mvla_daemon.config_load import load_config
+from mvla_daemon import __version__, operator_commands
 from mvla_daemon.errors import DaemonError, ExitCode
 
-ARM_WAIT_S = 8.0
-"""Longer than arming may take (5 s of rehearsals and standstill), so that the answer is the daemon's own."""
-ASK_EVERY_S = 0.05
+if TYPE_CHECKING:
+    from mvla_daemon.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # From 1.29 on ONNX Runtime would report on models and machine to its maker, on a thread and from files of its own.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
+        if options.command in operator_commands.COMMANDS:
+            return operator_commands.operate(options.command, options.config, options)
+        from mvla_daemon.config_load import load_config  # noqa: PLC0415 - a stop must not wait for pydantic
+
         return _COMMANDS[options.command](load_config(options.config, _overrides(options)), options)
     except DaemonError as error:
         print(f"mvla-daemon: {error}", file=sys.stderr)  # noqa: T201 - a command line's way of speaking
@@ -56,7 +57,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without a command it runs. `stop`, `arm`, `disarm` and `status` speak to the daemon that runs with the "
         "same --config. A serial STOP is a protective stop, not a safety-rated emergency stop.",
     )
-    parser.add_argument("command", nargs="?", default="run", choices=sorted(_COMMANDS), metavar="COMMAND")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="run",
+        choices=sorted([*_COMMANDS, *operator_commands.COMMANDS]),
+        metavar="COMMAND",
+    )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the configuration (TOML)")
     parser.add_argument(
         "--set",
@@ -65,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECTION.KEY=VALUE",
         help="override one value of the configuration",
     )
+    parser.add_argument("--json", action="store_true", help="with `status`: one JSON object")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     running = parser.add_argument_group("running")
     running.add_argument("--for", type=_seconds, dest="for_s", metavar="SECONDS", help="end after this long")
@@ -75,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--lockstep", action="store_true", help="simulated time, the same bit by bit each time")
     running.add_argument("--wire", type=Path, metavar="FILE", help="with --lockstep: write what went to the motors")
     running.add_argument("--trace", type=Path, metavar="FILE", help="write every cycle's times as CSV")
+    running.add_argument("--ground", nargs=3, help=argparse.SUPPRESS)  # the self-test's: port, camera, sabotage
+    measuring = parser.add_argument_group("bench")
+    measuring.add_argument("--null", action="store_true", help="without a network, deadline T: the daemon's own cost")
+    measuring.add_argument("--rate", type=_hertz, metavar="HZ", help="this rate, instead of the highest that holds")
+    measuring.add_argument("--seconds", type=_seconds, default=60.0, metavar="S", help="how long it must hold (60)")
+    testing = parser.add_argument_group("selftest (its --fault is a list of rows: F05,F23)")
+    testing.add_argument("--tries", type=_count, metavar="N", help="of each fault")
+    testing.add_argument("--out", type=Path, metavar="FOLDER", help="for the reports (build/selftest)")
     return parser
 
 
@@ -95,6 +111,32 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 1 on")
+    return value
+
+
+def _hertz(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 1000:
+        raise argparse.ArgumentTypeError("must be from 0.1 to 1000 Hz")
+    return value
+
+
+def _selftest(config: Config, options: argparse.Namespace) -> int:
+    from mvla_daemon.selftest import command  # noqa: PLC0415 - as above
+
+    return command.run(config, options)
+
+
+def _bench(config: Config, options: argparse.Namespace) -> int:
+    from mvla_daemon.ops.bench import bench  # noqa: PLC0415 - the other commands answer faster without it
+
+    return bench(config, _overrides(options), null=options.null, rate_hz=options.rate, seconds=options.seconds)
+
+
 def _run(config: Config, options: argparse.Namespace) -> int:
     from mvla_daemon.daemon import RunOptions, run  # noqa: PLC0415 - the other commands answer faster without it
 
@@ -108,6 +150,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
             fault=options.fault,
             lockstep=options.lockstep,
             wire=options.wire,
+            ground=options.ground,
         ),
     )
 
@@ -118,10 +161,15 @@ def _check_simulation_options(config: Config, options: argparse.Namespace) -> No
 
     if options.fault is not None:
         Fault.parse(options.fault)
-    if (options.fault or options.lockstep) and not (config.simulated and config.camera.is_simulated):
+    if (options.fault or options.lockstep or options.ground) and not (config.simulated and config.camera.is_simulated):
         raise DaemonError(
-            '--fault and --lockstep are for the simulated robot: set camera.source and motor.port to "sim://".',
+            "--fault, --lockstep and --ground are for the simulated robot: set camera.source and motor.port to "
+            '"sim://".',
             ExitCode.USAGE,
+        )
+    if options.ground and (options.fault or options.lockstep):
+        raise DaemonError(
+            "--ground has faults of its own and is for real time: leave out --fault and --lockstep.", ExitCode.USAGE
         )
     if options.lockstep and (options.fault or options.for_s is not None):
         raise DaemonError(
@@ -132,50 +180,8 @@ def _check_simulation_options(config: Config, options: argparse.Namespace) -> No
         raise DaemonError("--wire writes what --lockstep sends to the motors: add --lockstep.", ExitCode.USAGE)
 
 
-def _tell(request: str) -> Callable[[Config, argparse.Namespace], int]:
-    def command(config: Config, _options: argparse.Namespace) -> int:
-        from mvla_daemon.ops.control import ask  # noqa: PLC0415 - as above
-
-        answer = ask(config.path, request)
-        if not answer["ok"]:
-            raise DaemonError(f"{request} was refused: {answer['text']}.", ExitCode.TRY_AGAIN)
-        if request == "arm":
-            _wait_until_armed(config.path)
-            answer["state"] = "armed"
-        print(answer["state"])  # noqa: T201 - the answer
-        return ExitCode.OK
-
-    return command
-
-
-def _wait_until_armed(path: Path) -> None:
-    from mvla_daemon.ops.control import ask  # noqa: PLC0415 - as above
-
-    end = time.monotonic() + ARM_WAIT_S
-    while time.monotonic() < end:
-        status = ask(path, "status")
-        if status["state"] == "armed":
-            return
-        if status["state"] != "arming":
-            why = status["refusal"] or status["reason"]
-            raise DaemonError(f"not armed: {why} (the daemon is {status['state']}).", ExitCode.TRY_AGAIN)
-        time.sleep(ASK_EVERY_S)
-    raise DaemonError("The daemon is still arming; ask again with `status`.", ExitCode.TRY_AGAIN)
-
-
-def _status(config: Config, _options: argparse.Namespace) -> int:
-    from mvla_daemon.ops.control import ask  # noqa: PLC0415 - as above
-
-    for key, value in ask(config.path, "status").items():
-        if key != "ok":
-            print(f"{key:<18}{value}")  # noqa: T201 - the answer
-    return ExitCode.OK
-
-
 _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "run": _run,
-    "stop": _tell("stop"),
-    "arm": _tell("arm"),
-    "disarm": _tell("disarm"),
-    "status": _status,
+    "bench": _bench,
+    "selftest": _selftest,
 }

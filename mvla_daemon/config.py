@@ -16,6 +16,8 @@ from mvla_daemon.core.messages import MS, SECOND
 
 SIMULATED = "sim://"
 """The simulated robot, as a camera's source and as the motors' port."""
+NULL = "null://"
+"""Pictures of nothing from memory, as a camera's source."""
 BUNDLED = "bundled:"
 """How a policy that comes with the package is named."""
 BUNDLED_POLICIES = Path(__file__).parent / "bundled"
@@ -99,22 +101,27 @@ class Camera(_Model):
     @classmethod
     def _known_source(cls, source: str) -> str:
         recording = source.startswith(RECORDING) and source != RECORDING
-        if recording or source == SIMULATED or _is_device(source.removeprefix(_V4L2)):
+        if recording or source in {SIMULATED, NULL} or _is_device(source.removeprefix(_V4L2)):
             return source
         raise ValueError(
             'must be a camera\'s device (/dev/video0, v4l2:///dev/video0), a recording (file://clip.avi) or "sim://", '
-            "the simulated robot's camera"
+            "the simulated robot's camera"  # null:// is for bench, which names it itself
         )
 
     @property
     def is_live(self) -> bool:
         """Whether the pictures show what is before a real camera now."""
-        return not (self.is_recorded or self.is_simulated)
+        return not (self.is_recorded or self.is_simulated or self.is_null)
 
     @property
     def is_simulated(self) -> bool:
         """Whether the pictures are the simulated robot's."""
         return self.source == SIMULATED
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the pictures are of nothing."""
+        return self.source == NULL
 
     @property
     def is_recorded(self) -> bool:
@@ -143,10 +150,13 @@ class Camera(_Model):
 
 
 class Policy(_Model):
-    """Which policy thinks, and on what engine; `manifest` is absolute after `load_config`."""
+    """Which policy thinks, and on what engine; `manifest` is absolute after `load_config`.
+
+    The null engine does not think: it is for measuring everything else, and moves the simulated robot only.
+    """
 
     manifest: PathText
-    backend: Literal["onnxruntime"] = "onnxruntime"
+    backend: Literal["onnxruntime", "null"] = "onnxruntime"
     instruction: Annotated[str, Field(min_length=1), AfterValidator(_sayable)] | None = None
 
     @field_validator("backend", mode="before")
@@ -158,12 +168,13 @@ class Policy(_Model):
 
 
 class Motor(_Model):
-    """The link to the motor controller."""
+    """The link to the motor controller; `identify_timeout_s` of 0 waits for one for ever."""
 
     protocol: Literal["mvla"] = "mvla"
     port: PathText
     baud: Annotated[int, Field(ge=9600, le=4_000_000)] = 921_600
     watchdog_ms: Annotated[int, Field(ge=1, le=65_535)] = 100
+    identify_timeout_s: Annotated[float, Field(ge=0)] = 5
 
     @field_validator("port")
     @classmethod

@@ -90,11 +90,17 @@ def _gate_before_policy(c: Sections) -> str | None:
 def _real_robot_sees(c: Sections) -> str | None:
     if c.camera.is_live or c.motor.is_simulated or c.safety.bench_test:
         return None
-    pictures = "a recording" if c.camera.is_recorded else "a simulated camera"
+    pictures = "a recording" if c.camera.is_recorded else "a simulated camera" if c.camera.is_simulated else "no camera"
     return (
         f"{pictures} must not drive the real robot on motor.port; set camera.source to a live camera, "
         'motor.port = "sim://", or, with the wheels off the ground, safety.bench_test = true'
     )
+
+
+def _null_moves_nothing(c: Sections) -> str | None:
+    if c.motor.is_simulated or not (c.camera.is_null or c.policy.backend == "null"):
+        return None
+    return 'null pictures and the null engine are for benches and drive no robot; set motor.port to "sim://"'
 
 
 def _bundled_is_there(c: Sections) -> str | None:
@@ -130,6 +136,7 @@ RULES: dict[Rule, tuple[str, ...]] = {
     _gate_before_policy: ("realtime.gate_priority", "realtime.policy_priority"),
     _bundled_is_there: ("policy.manifest",),
     _simulated_picture: ("camera.width", "camera.height", "camera.rotation", "camera.source"),
+    _null_moves_nothing: ("motor.port", "camera.source", "policy.backend"),
     _real_robot_sees: ("camera.source", "motor.port", "safety.bench_test"),
 }
 """Each rule between keys, which gives a sentence when it is broken, and the keys that it reads, in order of blame."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from mvla_daemon.ops.clock import MachineClock
 from mvla_daemon.ops.control import ControlServer, socket_path
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
-from mvla_daemon.stand_ins import stand_ins
+from mvla_daemon.stand_ins import StandIns, stand_ins
 
 SLOW_LINE_SHARE = 0.05
 REPORTER_END_S = 3.0
@@ -44,6 +44,7 @@ class RunOptions:
     fault: str | None = None
     lockstep: bool = False
     wire: Path | None = None
+    ground: Sequence[str] | None = None
 
 
 def run(config: Config, options: RunOptions) -> ExitCode:
@@ -57,10 +58,10 @@ def run(config: Config, options: RunOptions) -> ExitCode:
             return _run_in_lockstep(config, telemetry, options.wire)
         cores = os.sched_getaffinity(0)
         signals_fd = stack.enter_context(_signals())
-        others = stack.enter_context(stand_ins(config, options.fault))
+        others = stack.enter_context(stand_ins(config, options.fault, options.ground))
         port = MotorPort(others.port, config.motor.baud)
         stack.callback(port.close)
-        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter, others.camera))
+        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter, others))
         stack.callback(keeper.stop)
         keeper.begin()
         end_ns = None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND)
@@ -117,14 +118,9 @@ def _warn_of_slow_line(config: Config, telemetry: Telemetry) -> None:
 
 def _become_real_time(config: Config, cores: set[int], telemetry: Telemetry) -> None:
     """Last of all, so that only the gate's own loop runs under it; what is refused is said once, and lived without."""
-    os.sched_setaffinity(0, {realtime.gate_core(cores)})
-    realtime.stop_collecting_garbage()
-    refusals = [realtime.lock_memory() if config.realtime.lock_memory else ""]
-    if config.realtime.scheduler == "fifo":
-        refusals.append(realtime.use_fifo(config.realtime.gate_priority))
-    missing = "; ".join(refusal for refusal in refusals if refusal)
-    if missing:
-        telemetry.event("realtime", f"stops will still come, but less punctually: {missing}", "warning")
+    wished = config.realtime
+    priority = wished.gate_priority if wished.scheduler == "fifo" else None
+    realtime.become_gate(cores, priority, lock=wished.lock_memory).tell(telemetry)
 
 
 # --- the processes beside the gate ---
@@ -174,11 +170,12 @@ def _check_writable(path: Path) -> None:
         raise DaemonError(f"--trace {path} cannot be written: {error.strerror}.", ExitCode.NO_PERMISSION) from error
 
 
-def _policy_child(config: Config, cores: set[int], reporter: _Reporter, camera: Path | None) -> PolicyChild:
+def _policy_child(config: Config, cores: set[int], reporter: _Reporter, others: StandIns) -> PolicyChild:
     settings = {
         "config": config.model_dump(mode="json"),
         "cores": sorted(cores),
-        "simulated_camera": str(camera) if camera else None,
+        "simulated_camera": str(others.camera) if others.camera else None,
+        "sabotage": str(others.sabotage) if others.sabotage else None,
     }
     return PolicyChild(settings, reporter.policy_fd, reporter.output_fd)
 

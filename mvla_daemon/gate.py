@@ -8,6 +8,7 @@ written before anything else is done about its cause.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -25,8 +26,6 @@ from mvla_daemon.ops.telemetry import GateCycle, Telemetry
 MESSAGES_PER_WAKE = 16
 """A flooding policy process gets no more of a wake than this."""
 IDLE_WAKE_NS = 1 * SECOND
-IDENTIFY_NS = 5 * SECOND
-"""How long a board may take to boot after its port was opened."""
 SUSPENDED_NS = 5 * MS
 """The boot-time clock gains on the monotonic one exactly while the machine is suspended."""
 LATE_WAKE_NS = 200 * MS
@@ -34,11 +33,15 @@ LATE_WAKE_NS = 200 * MS
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    """What the gate's loop needs of the configuration; `end_ns` is when a bounded run ends."""
+    """What the gate's loop needs of the configuration; `end_ns` is when a bounded run ends.
+
+    `identify_ns` is how long a board may take to boot after its port was opened, 0 for ever.
+    """
 
     rules: Rules
     late_wake_ns: int
     policy_dead_ns: int
+    identify_ns: int
     end_ns: int | None = None
 
 
@@ -69,8 +72,10 @@ class Gate:
             raise
 
     def _wake(self, control: Control) -> None:
-        planned_ns = self._next_wake_ns(self._clock.now_ns())
-        readable = self._wait(planned_ns, control)
+        now_ns = self._clock.now_ns()
+        operators, operators_ns = control.watch(now_ns)
+        planned_ns = min(self._next_wake_ns(now_ns), operators_ns)
+        readable = self._wait(planned_ns, operators)
         now_ns = self._clock.now_ns()
         self._check_clocks(planned_ns, now_ns)
         self._check_deadline(now_ns)
@@ -94,8 +99,8 @@ class Gate:
             wakes.append(self._settings.end_ns)
         return min(wakes)
 
-    def _wait(self, until_ns: int, control: Control) -> set[int]:
-        fds = [self._signals_fd, *self._keeper.filenos(), *self._errand.filenos(), *control.filenos()]
+    def _wait(self, until_ns: int, operators: Sequence[int]) -> set[int]:
+        fds = [self._signals_fd, *self._keeper.filenos(), *self._errand.filenos(), *operators]
         if self._port.fd is not None:
             fds.append(self._port.fd)
         return self._clock.wait(fds, until_ns)
@@ -161,14 +166,17 @@ class Gate:
 
     def _check_identified(self, now_ns: int) -> None:
         """A port that never answered since the start is the wrong one; one that came back is asked without end."""
-        if self._link.identified or self._port.was_lost or now_ns - self._link.opened_ns < IDENTIFY_NS:
+        identify_ns = self._settings.identify_ns
+        if self._link.identified or self._port.was_lost or not identify_ns:
+            return
+        if now_ns - self._link.opened_ns < identify_ns:
             return
         heard = sum(self._link.decoder.counts.values())
         what = f"{heard} pieces of something else" if heard else "nothing"
         self.helm.end(
             ExitCode.UNAVAILABLE,
-            f"{self._port.path} did not identify itself as a motor controller within 5 s (heard {what}); check "
-            f"motor.port, motor.baud ({self._port.baud}) and that its firmware speaks motor link v1.",
+            f"{self._port.path} did not identify itself as a motor controller within {identify_ns / SECOND:g} s (heard "
+            f"{what}); check motor.port, motor.baud ({self._port.baud}) and that its firmware speaks motor link v1.",
             now_ns,
         )
 
@@ -235,12 +243,13 @@ class Gate:
             self.helm.end(ExitCode.OK, "", now_ns)
         control.serve(readable, now_ns)
 
-    def operate(self, request: str, uid: int) -> dict[str, Any]:
-        """Do what an operator asks, and say what came of it."""
+    def operate(self, request: str, uid: int, pid: int) -> dict[str, Any]:
+        """Do what an operator asks, and say what came of it; `uid` and `pid` are the kernel's word on who it is."""
         now_ns = self._clock.now_ns()
         if request == "status":
             return {"ok": True, **self.helm.status(now_ns), "dropped_records": self._telemetry.dropped}
-        self._announce.operator(request, uid)
+        before = self.helm.state
         event = Event(What(request), missing=self.helm.missing())
         refusal = self.helm.apply(event, now_ns, f"asked for by user {uid}")
+        self._announce.operator(request, uid, pid, refusal, now_ns, did_something=self.helm.state != before)
         return {"ok": not refusal, "text": refusal, "state": self.helm.state.phase.name.lower()}

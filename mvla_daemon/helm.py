@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from mvla_daemon import __version__
 from mvla_daemon.core.admission import Admission, Mode, Offer
 from mvla_daemon.core.messages import MS, SECOND, Phase, Reason
 from mvla_daemon.core.safety import step
@@ -21,7 +23,7 @@ from mvla_daemon.policy_keeper import Keeper
 
 BACKLOGGED_CYCLES = 2
 _HELD_STOPPED = frozenset({Phase.STOPPING, Phase.STOPPED, Phase.LATCHED})
-STOPS_AT_LAST = 100
+STOP_AT_LAST_NS = 1 * SECOND
 STOP_AT_LAST_EVERY_NS = 10 * MS
 
 
@@ -177,17 +179,21 @@ class Helm:
         self.fault(Reason.PORT_LOST, why, now_ns)
 
     def stop_at_last(self) -> None:
-        """Nothing of the loop can be relied on any more: say STOP until it is confirmed, for a second at most."""
-        for _ in range(STOPS_AT_LAST):
+        """Nothing of the loop can be relied on any more: say STOP until it stands, for a second at most."""
+        now_ns = again_ns = self._clock.now_ns()
+        end_ns = now_ns + STOP_AT_LAST_NS
+        while now_ns < end_ns:
             fd = self._port.fd
             if fd is None or not self._link.identified:
                 return
-            now_ns = self._clock.now_ns()
-            self._port.write(self._link.stop(self._rules.stop_category, Reason.INTERNAL, now_ns))
-            if self._clock.wait([fd], now_ns + STOP_AT_LAST_EVERY_NS):
+            if now_ns >= again_ns:  # each is answered at once: to say it at every answer would be over in no time
+                self._port.write(self._link.stop(self._rules.stop_category, Reason.INTERNAL, now_ns))
+                again_ns = now_ns + STOP_AT_LAST_EVERY_NS
+            if self._clock.wait([fd], again_ns):
                 self._link.receive(self._port.read(), now_ns)
             if self._link.at_rest():
                 return
+            now_ns = self._clock.now_ns()
 
     def _stop(self, effect: Effect, before: State, why: str, due_ns: int | None, now_ns: int) -> None:
         self._category = effect.category
@@ -220,6 +226,7 @@ class Helm:
                 self._order(Mode.IDLE, now_ns)
             case Do.RENEW_POLICY:
                 self._keeper.renew()
+                self._admission.forgive_flood()
             case Do.EXIT:
                 self._exit(clean=effect.clean)
 
@@ -234,9 +241,11 @@ class Helm:
         self.exit_code = self._ending
 
     def status(self, now_ns: int) -> dict[str, Any]:
-        """What an operator wants to know."""
+        """What an operator wants to know; scripts read it, so that keys are added but never renamed."""
         link = self._link
         return {
+            "version": __version__,
+            "pid": os.getpid(),
             "state": self.state.phase.name.lower(),
             "reason": self.state.reason.label if self.state.reason is not None else None,
             "since_s": round((now_ns - self.state.since_ns) / SECOND, 3),

@@ -131,17 +131,20 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return gate, policy
 
 
-_BOARD = struct.Struct("<IIQq")
+_BOARD = struct.Struct("<IIQqq")
+_FRAME = struct.Struct("<q")
+_FRAME_AT = _BOARD.size - _FRAME.size
 BOARD_BYTES = _BOARD.size
 
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """What the policy process last wrote down."""
+    """What the policy process last wrote down; `frame_ns` is when the newest frame came."""
 
     cycle: int
     stage: Stage
     since_ns: int
+    frame_ns: int = 0
 
 
 def create_board() -> int:
@@ -166,6 +169,10 @@ class BoardWriter:
         struct.pack_into("<IQq", self._map, 4, stage, cycle, now_ns)
         struct.pack_into("<I", self._map, 0, self._version)
 
+    def frame_came(self, now_ns: int) -> None:
+        """A frame is there for whoever waits for one; the capture thread says so, whatever the others do."""
+        _FRAME.pack_into(self._map, _FRAME_AT, now_ns)
+
 
 class BoardReader:
     """The gate's side: reads a bounded number of times and believes nothing but well-formed values."""
@@ -179,10 +186,10 @@ class BoardReader:
         """What the policy process was doing, or None where it has written nothing that makes sense."""
         record: Doing | None = None
         for _ in range(self._TRIES):
-            version, stage, cycle, since_ns = _BOARD.unpack_from(self._map)
+            version, stage, cycle, since_ns, frame_ns = _BOARD.unpack_from(self._map)
             if version == 0 or stage > max(Stage):
                 continue
-            record = Doing(cycle, Stage(stage), since_ns)
+            record = Doing(cycle, Stage(stage), since_ns, frame_ns)
             # A process that was frozen in the middle of a write leaves an odd version for ever: good enough for blame.
             if version % 2 == 0 and _BOARD.unpack_from(self._map)[0] == version:
                 break

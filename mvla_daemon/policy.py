@@ -21,18 +21,14 @@ import uvloop
 
 from mvla_daemon.cameras.base import Camera
 from mvla_daemon.cameras.capture import CaptureThread
-from mvla_daemon.cameras.file import FileCamera
-from mvla_daemon.cameras.simulated import SimulatedCamera
 from mvla_daemon.cameras.slot import Frame, NewestFrameSlot
-from mvla_daemon.cameras.v4l2 import V4l2Camera
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import SECOND, Velocity
 from mvla_daemon.cycles import Cycles, Outlets
 from mvla_daemon.engines.base import EngineError
-from mvla_daemon.engines.instruction import embedding_for
 from mvla_daemon.engines.manifest import Manifest, load_manifest
-from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
 from mvla_daemon.engines.thinker import EngineThread, Thinker
+from mvla_daemon.equipment import camera_for, engine_for
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.link import BoardWriter, pack_failed, pack_ready, unpack_mode
 from mvla_daemon.ops import realtime
@@ -42,20 +38,11 @@ FIRST_FRAME_S = 5.0
 """How long a camera may take to give its first picture: exposure and white balance settle within a second or two."""
 
 
-def open_camera(config: Config, simulated_camera: Path | None) -> Camera:
-    """The camera that the configuration names, not yet open; `simulated_camera` is where the simulator serves its."""
-    camera = config.camera
-    if camera.is_simulated:
-        assert simulated_camera is not None
-        return SimulatedCamera(simulated_camera)
-    if camera.file_path is not None:
-        return FileCamera(camera.file_path, camera.width, camera.height, camera.fps)
-    assert camera.device is not None
-    return V4l2Camera(camera.device, camera.width, camera.height, camera.fps)
-
-
 class PolicyProcess:
-    """Everything between the camera and the gate's socket."""
+    """Everything between the camera and the gate's socket.
+
+    Before `run`, others may be put in the place of `gate`, `slot` and `make_thinker`.
+    """
 
     def __init__(
         self,
@@ -65,12 +52,13 @@ class PolicyProcess:
         telemetry: Telemetry,
         simulated_camera: Path | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._simulated_camera = simulated_camera
-        self._gate = gate
+        self.gate = gate
         self._board = board
         self._telemetry = telemetry
-        self._slot = NewestFrameSlot(config.camera.height, config.camera.width)
+        self.slot = NewestFrameSlot(config.camera.height, config.camera.width)
+        self.make_thinker: Callable[..., Thinker] = Thinker
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -83,36 +71,35 @@ class PolicyProcess:
         self._engine = EngineThread(self._loop)
         manifest, self._thinker = await self._load()
         self._cycles = Cycles(
-            self._config.control.period_ns,
-            tuple(self._config.limits.by_axis()),
-            self._slot,
+            self.config.control.period_ns,
+            tuple(self.config.limits.by_axis()),
+            self.slot,
             self._thinker.times_ns,
             Outlets(monotonic_ns, self._send, self._board.write, self._think, self._telemetry.cycle),
         )
-        self._loop.add_reader(self._gate, self._hear_gate)
+        self._loop.add_reader(self.gate, self._hear_gate)
         camera = await self._watch_camera()
         realtime.set_garbage_aside()
-        self._gate.send(pack_ready(_about(manifest, camera)))
+        self.gate.send(pack_ready(_about(manifest, self.config.policy.backend, camera)))
         await self._ended
 
     async def _load(self) -> tuple[Manifest, Thinker]:
-        manifest = load_manifest(self._config.resolve(self._config.policy.manifest))
-        engine = OnnxRuntimeEngine(manifest, embedding_for(manifest, self._config.policy.instruction))
-        camera = self._config.camera
-        thinker = Thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
+        manifest = load_manifest(self.config.resolve(self.config.policy.manifest))
+        camera, engine = self.config.camera, engine_for(self.config, manifest)
+        thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
         await self._engine.call(thinker.load)
         return manifest, thinker
 
     async def _watch_camera(self) -> Camera:
         """Start to capture; returns once there was a usable picture."""
-        camera = open_camera(self._config, self._simulated_camera)
+        camera = camera_for(self.config, self._simulated_camera)
         capture = CaptureThread(
             camera,
-            self._slot,
+            self.slot,
             self._on_frame,
             on_event=lambda name, sentence: self._telemetry.event(name, sentence, "warning"),
-            latency_ms=self._config.camera.latency_ms,
-            min_interval_ns=self._config.control.period_ns // 2,
+            latency_ms=self.config.camera.latency_ms,
+            min_interval_ns=self.config.control.period_ns // 2,
         )
         await self._loop.run_in_executor(None, capture.open_first)
         capture.start()
@@ -131,6 +118,7 @@ class PolicyProcess:
 
     def _on_frame(self) -> None:
         """Called on the capture thread."""
+        self._board.frame_came(monotonic_ns())
         with suppress(RuntimeError):  # the loop has ended already
             self._loop.call_soon_threadsafe(self._on_frame_here)
 
@@ -161,29 +149,29 @@ class PolicyProcess:
 
     def _send(self, message: bytes) -> None:
         try:
-            self._gate.send(message)
+            self.gate.send(message)
         except BlockingIOError:
             return  # the gate is not reading: it will miss this message, and judge by its own clock
         except OSError as error:
             self._fail(error)
 
     def _hear_gate(self) -> None:
-        data = self._gate.recv(64)
+        data = self.gate.recv(64)
         if not data:
             if not self._ended.done():
                 self._ended.set_result(None)
-            self._loop.remove_reader(self._gate)
+            self._loop.remove_reader(self.gate)
             return
         self._engine.post(lambda _: None, self._fail, self._thinker.reset)
         self._cycles.order(*unpack_mode(data))
         self._move_on()
 
 
-def _about(manifest: Manifest, camera: Camera) -> dict[str, Any]:
+def _about(manifest: Manifest, backend: str, camera: Camera) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "weights": manifest.weights,
-        "engine": "onnxruntime",
+        "engine": backend,
         "camera": f"{camera.name} (capture times: {camera.clock})",
     }
 
@@ -201,12 +189,10 @@ def _failure(error: Exception) -> tuple[ExitCode, str]:
     return ExitCode.INTERNAL, f"the policy process failed: {type(error).__name__}: {error}{line}"
 
 
-def _set_up(config: Config, cores: set[int]) -> None:
-    realtime.keep_off(cores, realtime.gate_core(cores))
+def _set_up(config: Config, cores: set[int], telemetry: Telemetry) -> None:
     sys.setswitchinterval(realtime.SWITCH_INTERVAL_S)
-    if config.realtime.scheduler == "fifo":
-        # Only this thread, the loop's: the engine's and the camera's stay ordinary ones.
-        realtime.use_fifo(config.realtime.policy_priority)
+    priority = config.realtime.policy_priority if config.realtime.scheduler == "fifo" else None
+    realtime.become_policy(cores, priority).tell(telemetry)
 
 
 def main() -> None:
@@ -218,10 +204,15 @@ def main() -> None:
         realtime.die_with_parent(parent_pid)
         settings = json.load(sys.stdin)
         config = Config.model_validate(settings["config"], strict=False)
-        _set_up(config, set(settings["cores"]))
         telemetry = Telemetry(socket.socket(fileno=telemetry_fd))
+        _set_up(config, set(settings["cores"]), telemetry)
         simulated_camera = Path(settings["simulated_camera"]) if settings["simulated_camera"] else None
-        run(PolicyProcess(config, gate, BoardWriter(board_fd), telemetry, simulated_camera).run())
+        process = PolicyProcess(config, gate, BoardWriter(board_fd), telemetry, simulated_camera)
+        if settings["sabotage"]:
+            from mvla_daemon.selftest.saboteur import infiltrate  # noqa: PLC0415 - only the self-test has one
+
+            infiltrate(process, Path(settings["sabotage"]))
+        run(process.run())
     except Exception as error:  # noqa: BLE001 - whatever it is, the gate has to be told, and this process ends
         with suppress(OSError):
             gate.send(pack_failed(*_failure(error)))

@@ -85,7 +85,10 @@ class PolicyKeeper:
         self.order(*self._order)
 
     def renew(self) -> None:
-        """Replace it; the new one starts once the old one's end is seen, however long its memory takes to free."""
+        """Replace it; the new one starts once the old one's end is seen, however long its memory takes to free.
+
+        For one that has ended by itself, and was reported so by `watch`, that is under way already.
+        """
         if self.child is not None and not self._dismissed:
             self.child.kill()
             self.ready = False
@@ -106,13 +109,19 @@ class PolicyKeeper:
         return None if self.child is None else self.child.board.read()
 
     def watch(self, readable: set[int], now_ns: int) -> str:
-        """Look after the process; how it ended, if it did so by itself just now."""
+        """Look after the process; how it ended, if it did so by itself just now.
+
+        It is replaced at the next wake: first the robot is stopped for it, and its board is read.
+        """
         if self.child is None or self._pidfd not in readable:
             return ""
         status = self.child.ended()
         if status is None:
             return ""
-        dismissed = self._dismissed
+        if not self._dismissed:
+            self._dismissed = self._deaf = True
+            self.ready = False
+            return "the policy process ended " + (f"by signal {-status}" if status < 0 else f"with status {status}")
         self.stop()
         if len(self._restarts_ns) == MAX_RESTARTS and now_ns - self._restarts_ns[0] < RESTART_WINDOW_NS:
             self.given_up = (
@@ -126,8 +135,7 @@ class PolicyKeeper:
                 self.begin()
             except OSError as error:
                 self.given_up = f"The policy process could not be started again ({error}); free memory or processes."
-        how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        return "" if dismissed else f"the policy process ended {how}"
+        return ""
 
     def stop(self) -> None:
         """End it for good."""

@@ -6,7 +6,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +31,20 @@ class StandIns:
     port: str
     camera: Path | None = None
     errand: Errand = field(default_factory=NoErrand)
+    sabotage: Path | None = None
+    """Where the policy process takes orders to fail; in the self-test only."""
 
 
 @contextmanager
-def stand_ins(config: Config, fault: str | None) -> Iterator[StandIns]:
-    """Start what the configuration asks for; afterwards the picture of the drive is drawn, where one was asked for."""
-    if config.camera.is_simulated:
+def stand_ins(config: Config, fault: str | None, ground: Sequence[str] | None = None) -> Iterator[StandIns]:
+    """Start what the configuration asks for; afterwards the picture of the drive is drawn, where one was asked for.
+
+    With `ground` (port, camera and sabotage of the self-test's proving ground) nothing is started.
+    """
+    if ground is not None:
+        port, camera, sabotage = ground
+        yield StandIns(port, Path(camera), sabotage=Path(sabotage))
+    elif config.camera.is_simulated:
         with _robot(config, fault) as robot:
             yield robot
     elif config.motor.is_simulated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.onnx_models import ModelFile
-from tests.rig import Scene
+from tests.proving import Proving, the_wire_is_right
+from tests.rig import GroundRig, Scene
 
 SIZE = (120, 160)
 
@@ -152,3 +154,18 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scene(studio: Path) -> Scene:
     return Scene(studio / "moving.avi", studio / "steady.toml")
+
+
+@pytest.fixture(scope="session")
+def proving(studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proving]:
+    proving = Proving(lambda: tmp_path_factory.mktemp("proving"), studio / "steady.toml")
+    yield proving
+    proving.close()
+
+
+@pytest.fixture
+def ground(proving: Proving) -> Iterator[GroundRig]:
+    """A robot that drives on the proving ground; many tests share it."""
+    rig = proving.ready()
+    yield rig
+    the_wire_is_right(rig.read_wire())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from tests.far_end import CHUNK
-from tests.wire import WireFrame, WireReader, decode_stream
+from tests.wire import WireFrame, WireReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +83,8 @@ class Pace:
 
 CALM = Pace(10, 100, 500, 500)
 REAL = Pace(50, 20, 100, 100)
+BRISK = Pace(20, 50, 300, 300)
+"""As calm as many stops and armings one after the other can afford to be."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +122,27 @@ class Rig:
         self._far: subprocess.Popen[str] | None = None
         self._log_at = 0
         self._reader = WireReader()
+        self._said_at = 0
+        self._said_reader = WireReader()
+        self._statuses: list[WireFrame] = []
         self.wire: list[Timed] = []
+        self.environment: dict[str, str] = {}
         self._stderr: IO[str] | None = None
 
     def __enter__(self) -> Self:
+        there = self._start_far("tests.far_end", str(self._log_path))
+        self.port = self._port or there[0]
+        self._configure()
+        return self
+
+    def _start_far(self, *words: str) -> list[str]:
         self._far = subprocess.Popen(
-            [sys.executable, "-m", "tests.far_end", str(self._log_path)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self._far.stdout is not None
-        self.port = self._port or self._far.stdout.readline().strip()
+        return self._far.stdout.readline().split()
+
+    def _configure(self) -> None:
         scene = self._scene
         self.config.write_text(
             CONFIG.format(
@@ -143,7 +156,6 @@ class Rig:
                 **asdict(self._pace),
             )
         )
-        return self
 
     def __exit__(self, *_: object) -> None:
         for process in (self._daemon, self._far):
@@ -165,7 +177,7 @@ class Rig:
         self._daemon = subprocess.Popen(
             command(self.config, *words),
             cwd=ROOT,
-            env=environment(self.folder),
+            env=environment(self.folder) | self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
@@ -209,6 +221,28 @@ class Rig:
             timeout=PATIENCE_S,
         )
 
+    def ask(self, request: str) -> dict[str, Any]:
+        """What the daemon answers an operator, without the time that a client's process takes to start."""
+        path = str(next((self.folder / "run").glob("*.sock")))
+        answer = b""
+        while not answer:  # the desk may be full
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client, suppress(BrokenPipeError):
+                client.settimeout(PATIENCE_S)
+                client.connect(path)
+                client.send(request.encode())
+                answer = client.recv(8192)
+        return dict(json.loads(answer))
+
+    def arm(self) -> None:
+        """Have it drive again as soon as it stands, whether by itself or not."""
+
+        def moves() -> bool:
+            return self.ask("status")["state"] == "armed" or (self.ask("arm")["ok"] and False)
+
+        before = len(self.read_wire())
+        self.wait_until(moves, "arming")
+        self.wait_for("VELOCITY", after=before)
+
     # --- the far end ---
 
     def far_pid(self) -> int:
@@ -240,8 +274,12 @@ class Rig:
 
     def statuses(self) -> list[WireFrame]:
         """All that the controller has reported so far, whether it got through or not."""
-        said = decode_stream(self._log_path.with_suffix(".said").read_bytes())
-        return [frame for frame in said if frame.kind == "STATUS"]
+        with self._log_path.with_suffix(".said").open("rb") as said:
+            said.seek(self._said_at)
+            data = said.read()
+        self._said_at += len(data)
+        self._statuses += [frame for frame in self._said_reader.feed(data) if frame.kind == "STATUS"]
+        return self._statuses
 
     def wait_until(self, true: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -257,6 +295,63 @@ class Rig:
 
         self.wait_until(lambda: len(found()) >= count, f"{count} {kind}")
         return found()
+
+
+class GroundRig(Rig):
+    """A daemon on the self-test's proving ground: robot, line and camera fail on order, and so does the policy process.
+
+    `link` is the name by which the daemon knows its port, whatever pty that is. `real_fps` is the camera's real rate,
+    whatever the configuration says.
+    """
+
+    def __init__(self, folder: Path, scene: Scene, *, pace: Pace = CALM, real_fps: float = 50) -> None:
+        super().__init__(folder, scene, pace=pace)
+        self._real_fps = real_fps
+
+    def __enter__(self) -> Self:
+        words = ("--log", str(self._log_path), "--fps", str(self._real_fps))
+        there = self._start_far("mvla_daemon.selftest.ground_process", *words)
+        port, self.camera = there
+        self.port = "sim://"
+        self.link = self.folder / "usb-motors"
+        self.link.symlink_to(port)
+        self._configure()
+        return self
+
+    def start(self, *words: str) -> None:
+        super().start(*words, "--ground", str(self.link), self.camera, str(self.folder / "sabotage"))
+
+    def order(self, words: str) -> list[str]:
+        """Have the ground do something; what its answer says beside the time."""
+        self.far(words)
+        assert self._far is not None
+        assert self._far.stdout is not None
+        answer = self._far.stdout.readline().split()
+        assert answer[0] == "done", f"the ground does not know {words!r}"
+        return answer[2:]
+
+    def sabotage(self, words: str, *, answered: bool = True) -> None:
+        """Have the policy process do something; `answered` once it has been done."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            if answered:
+                sender.settimeout(PATIENCE_S)
+                sender.bind("")
+            sender.sendto(words.encode(), str(self.folder / "sabotage"))
+            if answered:
+                answer = sender.recv(256)
+                assert answer.startswith(b"done"), answer
+
+    def plug_in(self) -> None:
+        """The port comes back as another node, under its old name."""
+        (path,) = self.order("plug_in")
+        self.link.unlink()
+        self.link.symlink_to(path)
+
+
+def reasons(rig: Rig, after: int = 0) -> list[int]:
+    """The reasons of the STOPs from an index of the wire on, repetitions left out."""
+    stops = [timed.frame.number("reason") for timed in rig.read_wire()[after:] if timed.kind == "STOP"]
+    return [reason for reason, _ in itertools.groupby(stops)]
 
 
 def stop_time_ms(rig: Rig) -> float:

@@ -76,7 +76,13 @@ def test_keys_that_are_left_out_have_the_values_of_the_design(tmp_path: Path) ->
             "latency_ms": 0,
         },
         "policy": {"manifest": str(tmp_path / "policy.toml"), "backend": "onnxruntime", "instruction": None},
-        "motor": {"protocol": "mvla", "port": "/dev/ttyUSB0", "baud": 921600, "watchdog_ms": 100},
+        "motor": {
+            "protocol": "mvla",
+            "port": "/dev/ttyUSB0",
+            "baud": 921600,
+            "watchdog_ms": 100,
+            "identify_timeout_s": 5,
+        },
         "limits": {
             "linear_x": {"max": 0.5, "accel": 1.0},
             "linear_y": {"max": 0.5, "accel": 1.0},
@@ -278,6 +284,7 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("policy.instruction", ['"go to the cup"'], ['""', "1", "true", '"a\\u0000b"']),
         ("motor.protocol", ['"mvla"'], ['"vesc"', "1"]),
         ("motor.baud", ["9600", "921600", "4000000"], ["0", "-1", "9599", "4000001", "115200.0", '"115200"']),
+        ("motor.identify_timeout_s", ["0", "2.5"], ["-1", "nan", "true"]),
         ("motor.watchdog_ms", ["60", "65535"], ["0", "-1", "65536", "100.0", "true"]),
         ("limits.linear_x.max", ["0.01", "2000"], ["0", "-0.5", "nan", "inf", "2000.1", "true"]),
         ("limits.linear_y.accel", ["0.01", "100"], ["0", "-1", "inf"]),

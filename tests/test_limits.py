@@ -156,6 +156,20 @@ def test_a_reset_begins_from_standstill_with_the_whole_allowance() -> None:
     assert guard.violation(on_axis(0, ALLOWANCE), NOW) is None
 
 
+def test_a_reset_refills_an_allowance_that_was_spent() -> None:
+    guard = new_guard()
+    guard.wrote(on_axis(0, ALLOWANCE), NOW)
+    guard.reset(NOW)
+    assert guard.violation(on_axis(0, ALLOWANCE), NOW) is None
+
+
+def test_a_new_guard_and_a_new_shaper_stand_at_time_0() -> None:
+    guard = VelocityGuard(LIMITS, T)
+    assert guard.violation(on_axis(0, 2 * ALLOWANCE), T) is None
+    assert guard.violation(on_axis(0, 2 * ALLOWANCE), T - 1) is Reason.LIMIT_VIOLATED
+    assert VelocityShaper(LIMITS).shape((MAX, -MAX, 1.5), T) == (1 / 32, -1 / 32, 1 / 8)
+
+
 # --- the policy process's side ---
 
 

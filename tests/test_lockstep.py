@@ -321,7 +321,7 @@ def test_an_engine_that_fails_while_it_rehearses_is_replaced_a_second_later(conf
 
     drive = Lockstep(config, make_room(SEED), None, think, longest_ns=4 * SECOND)
     drive.run()
-    assert drive.gate.operate("status", 0)["policy_restarts"] == 1
+    assert drive.gate.operate("status", 0, 0)["policy_restarts"] == 1
     assert thought_ns[1] - thought_ns[0] > SECOND
     assert kinds(drive) == ["HELLO", "ARM", "VELOCITY", "STOP"]
 

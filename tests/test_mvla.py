@@ -25,7 +25,12 @@ HALF_SPEED = Velocity(0.25, -0.1, 0.5)
 
 def new_link(random_u32: Callable[[], int] | None = None) -> MvlaLink:
     random = Random(1)
-    return MvlaLink(watchdog_ms=100, ttl_ms=60, random_u32=random_u32 or (lambda: random.getrandbits(32)))
+    return MvlaLink(
+        watchdog_ms=100,
+        ttl_ms=60,
+        accel=(1.0, 1.0, 4.0),
+        random_u32=random_u32 or (lambda: random.getrandbits(32)),
+    )
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Talk:
     reader: wire.WireReader = field(default_factory=wire.WireReader)
     written: list[tuple[float, wire.WireFrame]] = field(default_factory=list)
     status_seq: int = 100
+    why: str = ""
+    """What the newest STATUS was judged to show."""
 
     @property
     def now_ns(self) -> int:
@@ -101,6 +108,7 @@ class Talk:
                 battery_mv=0,
             )
         )
+        self.why = fault[1] if fault is not None else ""
         return fault[0] if fault is not None else None
 
     def introduce(self) -> Talk:
@@ -211,6 +219,32 @@ def test_a_reopened_port_starts_from_nothing(armed: Talk) -> None:
     (hello,) = armed.wrote(armed.link.due(armed.now_ns))
     assert (hello.kind, hello.seq) == ("HELLO", 1)
     assert armed.link.lost(armed.now_ns + 1000 * MS) is None
+    assert armed.link.opened_ns == armed.now_ns
+
+
+def test_a_reopened_port_forgets_the_stop_and_the_arming(armed: Talk) -> None:
+    assert not armed.link.stopping
+    armed.stop()
+    armed.link.begin_arming(armed.now_ns)
+    assert armed.link.stopping
+    armed.link.opened(armed.now_ns)
+    assert not armed.link.stopping
+    standing(armed.introduce())
+    assert armed.link.why_not_ready() == ""
+    assert not armed.link.ready_to_arm()
+
+
+def test_what_was_damaged_is_counted_for_one_port(talk: Talk) -> None:
+    talk.hear(b"noise" + b"\0")
+    assert sum(talk.link.decoder.counts.values()) == 1
+    talk.link.opened(talk.now_ns)
+    assert sum(talk.link.decoder.counts.values()) == 0
+
+
+def test_what_comes_is_counted_by_its_type_an_echo_of_our_own_words_too(talk: Talk) -> None:
+    standing(talk)
+    talk.hear(wire.encode("HELLO", 0, 1, nonce=1) * 2)
+    assert talk.link.counts == {"identity": 1, "status": 3, "hello": 2}
 
 
 def standing(talk: Talk, state: int = DISARMED, faults: int = 0, velocity: int = 0) -> Talk:
@@ -257,6 +291,60 @@ def test_an_unknown_or_silent_controller_is_not_ready() -> None:
 
 
 # --- arming ---
+
+
+def test_nobody_is_ready_to_arm_before_an_arming_begins_or_after_it_was_given_up(talk: Talk) -> None:
+    standing(talk)
+    assert not talk.link.ready_to_arm()
+    talk.link.begin_arming(talk.now_ns)
+    talk.link.end_arming()
+    standing(talk)
+    assert talk.run(500) == []
+    assert not talk.link.ready_to_arm()
+
+
+def test_what_is_ready_to_arm_is_so_only_as_long_as_nothing_is_missing(talk: Talk) -> None:
+    talk.link.begin_arming(talk.now_ns)
+    standing(talk).run(1)
+    talk.identity()
+    assert talk.link.ready_to_arm()
+    talk.now_ms += 20
+    talk.status(DISARMED, session=0, faults=1)
+    assert not talk.link.ready_to_arm()
+    standing(talk)
+    assert talk.link.ready_to_arm()
+    talk.arm()
+    assert not talk.link.ready_to_arm()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_standstill_for_an_arming_is_three_reports_as_new_as_the_arming(talk: Talk, *, again: bool) -> None:
+    if again:
+        standing(talk).link.begin_arming(talk.now_ns)
+    assert at_rest_after(talk, *[(0, 0, 0)] * 3, state=DISARMED, session=0) == [False, False, True]
+
+
+def test_a_session_of_1_is_one_like_any_other() -> None:
+    draws = iter([11, 1])
+    talk = Talk(new_link(lambda: next(draws))).introduce().arm()
+    assert talk.link.session == 1
+
+
+def test_a_second_arming_has_to_be_confirmed_anew(armed: Talk) -> None:
+    assert armed.link.confirmed
+    armed.arm()
+    assert not armed.link.confirmed
+
+
+def test_a_stopped_session_is_no_longer_confirmed(armed: Talk) -> None:
+    armed.stop()
+    assert not armed.link.confirmed
+
+
+def test_the_first_keepalive_comes_20_ms_after_arm(talk: Talk) -> None:
+    talk.arm()
+    assert talk.link.due(talk.now_ns + 20 * MS - 1) == b""
+    assert talk.link.due(talk.now_ns + 20 * MS) != b""
 
 
 def test_an_echo_of_an_earlier_hello_is_no_answer_to_this_arming(talk: Talk) -> None:
@@ -318,6 +406,7 @@ def test_another_watchdog_or_state_than_asked_for_is_a_controller_fault(
 ) -> None:
     talk.arm()
     assert talk.status(state, watchdog_ms=watchdog_ms) is Reason.CONTROLLER_FAULT
+    assert f"state {state} and {watchdog_ms} ms" in talk.why
     assert not talk.link.confirmed
 
 
@@ -384,7 +473,7 @@ def test_the_clock_of_silence_starts_with_the_arming_and_ends_with_the_stop(talk
     assert talk.link.lost(talk.now_ns) is None
     talk.arm()
     assert talk.link.lost(talk.now_ns + 100 * MS) is None
-    assert talk.link.lost(talk.now_ns + 101 * MS) is not None
+    assert talk.link.lost(talk.now_ns + 101 * MS) == (Reason.CONTROLLER_LOST, "no STATUS for 60101 ms")
     talk.stop()
     assert talk.link.lost(talk.now_ns + 5000 * MS) is None
 
@@ -436,8 +525,7 @@ def test_the_arm_itself_has_to_be_taken(talk: Talk) -> None:
         talk.now_ms += 20
         talk.status(DISARMED, session=0, host_seq=hello_seq)
     fault = talk.link.lost(talk.now_ns)
-    assert fault is not None
-    assert fault[0] is Reason.CONTROLLER_LOST
+    assert fault == (Reason.CONTROLLER_LOST, f"frame {hello_seq + 1} was not taken within 100 ms")
 
 
 def test_the_next_look_is_due_when_the_controller_would_be_lost(armed: Talk) -> None:
@@ -467,6 +555,7 @@ def test_a_frame_that_was_never_written_shows_that_somebody_else_talks(armed: Ta
     last = armed.written[-1][1].seq
     assert armed.status(host_seq=last) is None
     assert armed.status(host_seq=last + ahead) is Reason.CONTROLLER_FAULT
+    assert f"took frame {last + ahead}, which we never wrote" in armed.why
 
 
 def test_what_comes_behind_a_fault_in_the_same_read_counts_too(armed: Talk) -> None:
@@ -502,6 +591,7 @@ def test_the_uptime_has_to_run_with_the_hosts_clock(armed: Talk, host_ms: int, u
     assert armed.status(uptime_ms=70_000) in {None, Reason.CONTROLLER_RESET}
     armed.now_ms += host_ms
     assert armed.status(uptime_ms=70_000 + uptime_ms) is (Reason.CONTROLLER_RESET if reset else None)
+    assert armed.why == (f"the controller was reset: its uptime jumped by {uptime_ms} ms" if reset else "")
 
 
 def test_an_uptime_that_wraps_is_no_reset(armed: Talk) -> None:
@@ -516,11 +606,45 @@ def test_an_uptime_that_wraps_is_no_reset(armed: Talk) -> None:
 def test_another_session_is_a_reset(armed: Talk, session: int) -> None:
     other = session and armed.link.session ^ session
     assert armed.status(session=other) is Reason.CONTROLLER_RESET
+    assert armed.why == f"the controller was reset: it speaks of session {other}"
 
 
 def test_a_controller_that_boots_again_is_noticed_though_its_count_restarts(armed: Talk) -> None:
     armed.now_ms += 20
     assert armed.status(DISARMED, session=0, seq=1, host_seq=0, uptime_ms=3) is Reason.CONTROLLER_RESET
+    assert armed.why == "the controller was reset: its count and its uptime ran back"
+
+
+@pytest.mark.parametrize(("back_ms", "reset"), [(500, False), (501, True)])
+def test_an_old_count_with_an_uptime_that_is_far_behind_is_a_reset(armed: Talk, back_ms: int, *, reset: bool) -> None:
+    uptime_ms = round(5000 + armed.now_ms) - back_ms
+    fault = armed.status(seq=armed.status_seq - 1, uptime_ms=uptime_ms)
+    assert fault is (Reason.CONTROLLER_RESET if reset else None)
+
+
+def test_old_news_without_a_session_is_ignored_until_ours_is_confirmed(talk: Talk) -> None:
+    talk.status(DISARMED, session=0)
+    talk.arm()
+    assert talk.status(DISARMED, session=0, seq=talk.status_seq) is None
+    assert talk.link.counts["old_status"] == 1
+    talk.status()
+    assert talk.status(DISARMED, session=0, seq=talk.status_seq) is Reason.CONTROLLER_RESET
+
+
+def test_motion_otherwise_than_told_is_a_controller_fault_and_counts_for_one_session(armed: Talk) -> None:
+    def astray(for_ms: int) -> list[Reason | None]:
+        found = []
+        for _ in range(for_ms // 20):
+            armed.now_ms += 20
+            armed.drive()
+            found.append(armed.status(velocity=(-250_000, 100_000, -500_000)))
+        return found
+
+    assert set(astray(400)) == {None}
+    armed.arm()
+    assert set(astray(400)) == {None}
+    assert set(astray(400)) == {None, Reason.CONTROLLER_FAULT}
+    assert "linear_x" in armed.why
 
 
 @pytest.mark.parametrize("back", [0, 1, 5, 2**31])
@@ -723,6 +847,23 @@ def test_reports_of_before_the_stop_was_taken_do_not_count(armed: Talk) -> None:
     assert at_rest_after(armed, *[still] * 3) == [False, False, True]
 
 
+def test_the_stop_of_a_second_session_has_to_be_taken_too(armed: Talk) -> None:
+    armed.stop()
+    armed.status(STOPPED)
+    armed.arm()
+    before = armed.written[-1][1].seq
+    armed.stop()
+    assert at_rest_after(armed, *[(0, 0, 0)] * 5, host_seq=before) == [False] * 5
+    assert pace_ms(armed, 100) == {10}
+    assert at_rest_after(armed, *[(0, 0, 0)] * 3) == [False, False, True]
+
+
+def test_a_stop_that_no_status_has_followed_keeps_its_pace(talk: Talk) -> None:
+    talk.stop()
+    assert pace_ms(talk, 100) == {10}
+    assert not talk.link.at_rest()
+
+
 @pytest.mark.parametrize("state", [ARMED, STOPPING, 6, 255])
 def test_a_state_of_motion_is_no_standstill(armed: Talk, state: int) -> None:
     armed.stop()
@@ -748,6 +889,8 @@ def test_standstill_before_a_first_arming_is_that_of_a_disarmed_controller(talk:
     talk.stop(Reason.OPERATOR)
     assert not talk.link.standstill()
     assert standing(talk).link.standstill()
+    assert standing(talk, STOPPED).link.standstill()
+    assert not standing(talk, TRIPPED).link.standstill()
 
 
 # --- against the controller, over a line ---

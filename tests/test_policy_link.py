@@ -46,7 +46,7 @@ from mvla_daemon.ops.child import PolicyChild
 from mvla_daemon.policy_keeper import PolicyKeeper
 
 SECOND = 1_000_000_000
-BOARD_BYTES = 24
+BOARD_BYTES = 32
 U32 = st.integers(0, 2**32 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -178,7 +178,9 @@ def test_the_board_says_what_was_written_last(board_fd: int, reader: BoardReader
     writer = BoardWriter(board_fd)
     for cycle, stage in enumerate(Stage):
         writer.write(cycle, stage, 10 * cycle)
-        assert reader.read() == Doing(cycle, stage, 10 * cycle)
+        assert reader.read() == Doing(cycle, stage, 10 * cycle, frame_ns=cycle - 1 if cycle else 0)
+        writer.frame_came(cycle)
+        assert reader.read() == Doing(cycle, stage, 10 * cycle, frame_ns=cycle)
 
 
 @pytest.mark.parametrize("size", [0, 8, BOARD_BYTES - 1, BOARD_BYTES + 1, 1 << 20])
@@ -206,7 +208,7 @@ def test_nobody_can_seal_the_board_against_its_writer(board_fd: int) -> None:
     ],
 )
 def test_torn_and_odd_records(board_fd: int, reader: BoardReader, version: int, stage: int, doing: Doing) -> None:
-    os.pwrite(board_fd, struct.pack("<IIQq", version, stage, 8123, -5), 0)
+    os.pwrite(board_fd, struct.pack("<IIQqq", version, stage, 8123, -5, 0), 0)
     assert reader.read() == doing
 
 
@@ -223,7 +225,7 @@ def test_a_board_full_of_garbage_is_read_without_complaint(garbage: bytes) -> No
 
 def test_a_board_that_never_rests_is_read_a_bounded_number_of_times(board_fd: int, reader: BoardReader) -> None:
     """Another process rewrites it all the time; each read ends, and what it gives is a stage."""
-    scribble = "import mmap, sys\nm = mmap.mmap(int(sys.argv[1]), 24)\nprint(flush=True)\nn = 1\nwhile True:\n"
+    scribble = "import mmap, sys\nm = mmap.mmap(int(sys.argv[1]), 32)\nprint(flush=True)\nn = 1\nwhile True:\n"
     scribble += "    n += 1\n    m[:8] = (n & 0xFFFFFFFF).to_bytes(4, 'little') + (n % 9).to_bytes(4, 'little')\n"
     command = [sys.executable, "-S", "-c", scribble, str(board_fd)]
     with subprocess.Popen(command, pass_fds=[board_fd], stdout=subprocess.PIPE) as process:
@@ -279,11 +281,11 @@ def keep() -> Iterator[Callable[[str], PolicyKeeper]]:
 def watch(keeper: PolicyKeeper, now_ns: int = 0) -> str:
     """What the keeper says once the process that it keeps has ended."""
     assert keeper.child is not None
-    process = keeper.child.process
+    process, said = keeper.child.process, ""
     while keeper.child is not None and keeper.child.process is process:
         readable = set(select.select(keeper.filenos(), [], [], 10)[0])
         assert readable, "the process never ended"
-        said = keeper.watch(readable, now_ns)
+        said += keeper.watch(readable, now_ns)
     return said
 
 
@@ -326,9 +328,40 @@ def test_a_dismissed_process_counts_as_a_restart(keep: Callable[[str], PolicyKee
     assert keeper.given_up
 
 
+def test_a_dead_process_is_replaced_once_though_the_gate_renews_it_too(keep: Callable[[str], PolicyKeeper]) -> None:
+    keeper = keep(SLEEPER)
+    assert keeper.child is not None
+    keeper.child.kill()
+    assert select.select(keeper.filenos(), [], [], 10)[0]
+    keeper.child.process.wait()
+    assert keeper.watch(set(keeper.filenos()), 0) == "the policy process ended by signal 9"
+    keeper.renew()  # what the gate does about a lost policy
+    assert watch(keeper) == ""
+    assert keeper.child.ended() is None
+    assert keeper.restarts == 1
+
+
 def test_the_signal_that_ended_it_is_named(keep: Callable[[str], PolicyKeeper]) -> None:
     keeper = keep("import os; os.kill(os.getpid(), 11)")
     assert watch(keeper) == "the policy process ended by signal 11"
+
+
+def test_the_board_of_a_process_that_ended_is_read_before_the_next_one_is_started(
+    keep: Callable[[str], PolicyKeeper],
+) -> None:
+    """And its place is not taken by another before the robot was stopped for it."""
+    keeper = keep("import sys; sys.exit(3)")
+    child = keeper.child
+    assert child is not None
+    readable = set(select.select([fd for fd in keeper.filenos() if fd != child.socket.fileno()], [], [], 10)[0])
+    assert keeper.watch(readable, 0) == "the policy process ended with status 3"
+    assert keeper.child is child
+    assert keeper.doing() is None  # nothing was written on it, but it is there
+    assert (keeper.ready, keeper.restarts) == (False, 0)
+    keeper.renew()
+    assert keeper.watch(readable, 0) == ""
+    assert keeper.child is not child
+    assert keeper.restarts == 1
 
 
 def test_a_process_that_lives_is_left_alone(keep: Callable[[str], PolicyKeeper]) -> None:

@@ -17,6 +17,7 @@ PURE = [
     *sorted(PACKAGE.glob("core/*.py")),
     PACKAGE / "motors/controller_watch.py",
     PACKAGE / "motors/link_v1.py",
+    PACKAGE / "motors/motion_watch.py",
     PACKAGE / "motors/mvla.py",
 ]
 SIMULATED = [
@@ -42,6 +43,7 @@ ALLOWED = {
     "mvla_daemon.errors",
     "mvla_daemon.motors.controller_watch",
     "mvla_daemon.motors.link_v1",
+    "mvla_daemon.motors.motion_watch",
 }
 ALLOWED_FOR_SIMULATION = {"heapq", "itertools", "random", *(f"mvla_daemon.sim.{path.stem}" for path in SIMULATED)}
 ALLOWED_FOR_PICTURES = {"numpy", "cv2", "mvla_daemon.opencv"}

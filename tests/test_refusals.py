@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import subprocess
 import tty
@@ -40,6 +42,7 @@ def refused(rig: Rig, code: int, *mentions: str, words: tuple[str, ...] = ()) ->
 def test_an_unknown_key(rig: Rig) -> None:
     rig.config.write_text(rig.config.read_text().replace("rate_hz", "rate_hertz"))
     refused(rig, CONFIG, "config.toml:2", "rate_hertz", "rate_hz")
+    assert rig.read_wire() == []  # nothing was opened
 
 
 def test_a_missing_configuration(rig: Rig) -> None:
@@ -72,6 +75,28 @@ def test_another_model_than_the_manifest_says(rig: Rig, studio: Path, tmp_path: 
     manifest.write_text((studio / "steady.toml").read_text())
     (tmp_path / "steady.onnx").write_bytes((studio / "slow.onnx").read_bytes())
     refused(rig, CONFIG, "sha256", words=("--set", f"policy.manifest={manifest}"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "keep", "mentions"),
+    [
+        ('tensor = "images"', 'tensor = "pictures"', 1.0, ("pictures", "images")),
+        ("size = [32, 32]", "size = [64, 64]", 1.0, ("64", "32")),
+        ("", "", 0.5, ("steady.onnx",)),
+    ],
+    ids=["wrong name", "wrong shape", "truncated"],
+)
+def test_a_model_that_is_not_what_the_manifest_says(
+    rig: Rig, studio: Path, tmp_path: Path, old: str, new: str, keep: float, mentions: tuple[str, ...]
+) -> None:
+    whole = (studio / "steady.onnx").read_bytes()
+    model = whole[: int(keep * len(whole))]
+    (tmp_path / "steady.onnx").write_bytes(model)
+    text = (studio / "steady.toml").read_text().replace(old, new)
+    digests = [hashlib.sha256(data).hexdigest() for data in (whole, model)]
+    manifest = tmp_path / "steady.toml"
+    manifest.write_text(text.replace(*digests))
+    refused(rig, CONFIG, *mentions, words=("--set", f"policy.manifest={manifest}"))
 
 
 def test_a_missing_clip(rig: Rig) -> None:
@@ -118,6 +143,10 @@ def test_a_port_that_another_daemon_has(rig: Rig, tmp_path: Path, scene: Scene) 
     assert "in use" in done.stderr
     before = len(rig.read_wire())
     rig.wait_for("VELOCITY", after=before, count=5)
+    # Not one frame of another's is among ours: each has the next number, and nobody said HELLO again.
+    wire = [timed.frame for timed in rig.read_wire()]
+    assert [frame.seq for frame in wire] == list(range(1, len(wire) + 1))
+    assert "HELLO" not in [frame.kind for frame in itertools.dropwhile(lambda frame: frame.kind != "VELOCITY", wire)]
 
 
 def test_a_command_that_does_not_exist(rig: Rig) -> None:

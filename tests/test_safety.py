@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvla_daemon.core.messages import Phase, Reason
+from mvla_daemon.core.messages import Phase, Reason, Stage
 from mvla_daemon.core.safety import step
 from mvla_daemon.core.session import Do, Effect, Event, Rules, State, What, initial, next_due_ns
 
@@ -182,6 +182,37 @@ MEMORY_ONLY = {(Phase.DISARMED, What.DISARM)}
 """Cells without a new phase or an effect that still remember something."""
 
 
+@pytest.mark.parametrize("rules", [MANUAL, AUTO])
+def test_a_session_begins_with_nothing_but_what_was_configured(rules: Rules) -> None:
+    assert initial(rules, NOW) == State(
+        since_ns=NOW - SECOND,
+        phase=Phase.DISARMED,
+        reason=None,
+        origin=Phase.DISARMED,
+        arm_sent=False,
+        disarming=False,
+        exiting=False,
+        wants_arming=rules.auto_arm,
+        stops_ns=(),
+        category=2,
+    )
+
+
+def test_events_and_effects_are_called_by_their_names() -> None:
+    assert [what.value for what in What] == [what.name.lower() for what in What]
+    assert [do.value for do in Do] == [do.name.lower() for do in Do]
+
+
+def test_reasons_and_stages_are_labelled_by_their_names_for_people() -> None:
+    assert Reason.DEADLINE_MISSED.label == "deadline_missed"
+    stages = ["wait_frame", "preprocess", "h2d", "compute", "d2h", "postprocess", "send"]
+    assert [stage.label for stage in Stage] == stages
+
+
+def test_a_fault_without_a_reason_is_one_of_our_own() -> None:
+    assert session(Phase.ARMED).take(Event(What.FAULT)) == ["stop internal 1", "idle"]
+
+
 def test_the_table_by_hand_has_all_54_cells() -> None:
     assert set(CELLS) == set(product(Phase, What))
     assert len(CELLS) == 54
@@ -193,6 +224,8 @@ def test_each_cell(phase: Phase, what: What) -> None:
     before = lived.state
     effects = lived.take(Event(what, reason=Reason.NOT_FINITE), after_ns=100 * MS)
     assert (lived.state.phase, effects) == CELLS[phase, what]
+    if lived.state.phase is not phase:
+        assert lived.state.since_ns == lived.now_ns
     if CELLS[phase, what] == (phase, NOTHING) and (phase, what) not in MEMORY_ONLY:
         assert lived.state is before
 
@@ -278,7 +311,7 @@ def test_a_late_rehearsal_is_no_stop_before_arm_was_sent(origin: Phase, reason: 
 def test_a_fault_before_arm_was_sent_gives_the_arming_up_without_a_word_to_the_controller(reason: Reason) -> None:
     lived = session(Phase.ARMING)
     renewal = ["renew_policy"] if reason in BROKEN_POLICY else []
-    assert lived.take(fault(reason)) == ["idle", *renewal, f"refuse arming was given up: {reason.label}"]
+    assert lived.take(fault(reason)) == [*renewal, "idle", f"refuse arming was given up: {reason.label}"]
     assert lived.state.phase is Phase.DISARMED
 
 
@@ -320,7 +353,8 @@ def test_disarming_an_arming_that_began_from_a_stop_says_stop_once_more() -> Non
 
 def test_arm_and_disarm_do_not_take_a_latch_back() -> None:
     lived = session(Phase.LATCHED, reason=Reason.CONTROLLER_FAULT)
-    lived.take(ARM, DISARM)
+    lived.take(ARM)
+    assert lived.take(DISARM) == ["idle"]
     lived.take(STANDSTILL)
     assert (lived.state.phase, lived.state.reason) == (Phase.LATCHED, Reason.CONTROLLER_FAULT)
 
@@ -508,8 +542,35 @@ def test_a_latch_takes_over_only_a_stricter_reason(first: Reason) -> None:
         effects = lived.take(fault(second))
         assert lived.state.phase is Phase.LATCHED
         assert lived.state.reason is (second if STRICTNESS[second] > STRICTNESS[first] else first)
-        said = [f"stop {second.label} 0"] if STRICTNESS[second] > STRICTNESS[first] else []
+        said = [f"stop {second.label} 1"] if STRICTNESS[second] > STRICTNESS[first] else []
         assert effects == [*said, *(["renew_policy"] if second in BROKEN_POLICY else [])]
+
+
+def test_an_operators_stop_of_a_stopped_robot_latches() -> None:
+    lived = session(Phase.STOPPED)
+    lived.take(STOP)
+    assert (lived.state.phase, lived.state.reason) == (Phase.LATCHED, Reason.OPERATOR)
+
+
+@pytest.mark.parametrize(
+    ("configured", "words"), [(0, ["stop shutdown 0"]), (1, ["stop shutdown 0"]), (2, ["stop shutdown 0"])]
+)
+def test_a_stop_never_loosens(configured: int, words: list[str]) -> None:
+    lived = session(Phase.STOPPING, replace(MANUAL, stop_category=configured))
+    assert lived.take(TICK, after_ns=1000 * MS)[0] == "stop controller_fault 0"
+    assert lived.take(SHUTDOWN, after_ns=SECOND)[:1] == words
+
+
+@pytest.mark.parametrize("configured", [0, 1, 2])
+def test_after_a_new_drive_a_stop_is_of_the_configured_category_again(configured: int) -> None:
+    lived = session(Phase.STOPPING, replace(MANUAL, stop_category=configured))
+    lived.take(TICK, after_ns=1000 * MS)
+    lived.take(ARM, REHEARSED)
+    before = lived.state
+    assert lived.take(STOP)[0] == "stop operator 0"  # not known to drive: the old category stands
+    lived.state = before
+    lived.take(CONFIRMED)
+    assert lived.take(STOP)[0] == f"stop operator {configured}"
 
 
 def test_an_operators_stop_turns_what_would_pass_by_itself_into_a_latch() -> None:
@@ -666,6 +727,7 @@ class Life(Session):
         self.check_motion(event, effects)
         self.check_stops(before, event, effects)
         self.check_reason(before, event)
+        self.check_memory(before, event)
         self.check_timer()
         if any(effect.startswith("exit") for effect in effects):
             assert self.state.exiting
@@ -700,7 +762,11 @@ class Life(Session):
             assert self.state.phase is Phase.STOPPING
         if before.phase is Phase.ARMED and event.what is What.FAULT:
             assert effects[0] == f"stop {event.reason.label} 1"
+        if self.state.phase is Phase.STOPPING and before.phase is not Phase.STOPPING:
+            assert self.state.stops_ns[-1] == self.now_ns
+        assert list(self.state.stops_ns) == sorted(self.state.stops_ns)
         assert len(self.state.stops_ns) <= self.rules.max_stops
+        assert not any(effect.startswith("stop") for effect in effects[1:])
 
     def check_reason(self, before: State, event: Event) -> None:
         stopped = {Phase.STOPPING, Phase.STOPPED, Phase.LATCHED}
@@ -710,6 +776,18 @@ class Life(Session):
             assert STRICTNESS[self.state.reason] >= STRICTNESS[before.reason]
         if self.state.phase is Phase.STOPPED:
             assert self.state.reason in RECOVERABLE
+
+    def check_memory(self, before: State, event: Event) -> None:
+        """What a phase remembers is of this phase."""
+        state = self.state
+        if state.phase is not before.phase:
+            assert state.since_ns == self.now_ns
+        if state.arm_sent:
+            assert state.phase in {Phase.ARMING, Phase.ARMED}
+        if state.disarming:
+            assert (state.phase, state.reason) == (Phase.STOPPING, Reason.OPERATOR)
+        if event.what in {What.STOP, What.DISARM} and before.phase is not Phase.LATCHED and not state.exiting:
+            assert not state.wants_arming
 
     def check_timer(self) -> None:
         due_ns = next_due_ns(self.rules, self.state)

@@ -123,6 +123,7 @@ def test_beginning_anew_forgets_what_was_outstanding() -> None:
     schedule = begun()
     schedule.start(7, S0, S0)
     schedule.begin(S0 + 100 * MS)
+    assert not schedule.outstanding
     assert schedule.finish(7) is Turn.PASSED
     assert schedule.deadline_ns == S0 + 100 * MS + T + ALLOWED
     assert schedule.start(3, S0 + 101 * MS, S0 + 101 * MS) is Turn.EXPECTED

@@ -17,23 +17,20 @@ from typing import Any
 import pytest
 
 from mvla_daemon.errors import DaemonError
+from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.serial_port import PortLostError, SerialPort
 
 BAUD = 921_600
+MS = 1_000_000
 TIOCGEXCL = 0x80045440
 NOBODY = 65534
 FRAME = b"\x11" * 36 + b"\0"
 OPEN = """
-import os, sys
+import sys
 from mvla_daemon.errors import DaemonError
 from mvla_daemon.motors.serial_port import SerialPort
-path, uid = sys.argv[1], int(sys.argv[2])
-if uid:
-    os.setgroups([])
-    os.setgid(uid)
-    os.setuid(uid)
 try:
-    SerialPort(path, 921600)
+    SerialPort(sys.argv[1], 921600)
 except DaemonError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -81,9 +78,9 @@ def refusal(path: str) -> DaemonError:
     return caught.value
 
 
-def open_elsewhere(path: str, uid: int = 0) -> tuple[int, str]:
-    """Exit code and sentence of another process that opens the port, as another user where one is named."""
-    done = subprocess.run([sys.executable, "-c", OPEN, path, str(uid)], capture_output=True, text=True, check=False)
+def open_elsewhere(path: str) -> tuple[int, str]:
+    """Exit code and sentence of another process that opens the port."""
+    done = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.returncode, done.stdout
 
@@ -207,10 +204,16 @@ def test_what_is_no_serial_port_is_refused_by_name(kind: str, tmp_path: Path) ->
 
 
 def test_no_permission_is_its_own_exit_code(pty: Pty) -> None:
-    Path(pty.path).chmod(0o600 if os.geteuid() == 0 else 0)
-    code, sentence = open_elsewhere(pty.path, uid=NOBODY if os.geteuid() == 0 else 0)
-    assert code == 77
-    assert "usermod -aG dialout" in sentence
+    Path(pty.path).chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        error = refusal(pty.path)
+    finally:
+        os.seteuid(user)
+    assert error.exit_code == 77
+    assert "usermod -aG dialout" in str(error)
 
 
 def test_a_second_opener_is_refused(pty: Pty, port: SerialPort) -> None:
@@ -346,6 +349,13 @@ def test_a_port_that_is_gone_says_so_however_it_is_used(orphan: SerialPort) -> N
             use()
 
 
+def test_a_closed_port_is_a_lost_one(port: SerialPort) -> None:
+    port.close()
+    for use in (port.read, lambda: port.write(FRAME), port.queued_bytes):
+        with pytest.raises(PortLostError, match="Bad file descriptor"):
+            use()
+
+
 def test_closing_is_allowed_twice_and_after_the_end(orphan: SerialPort) -> None:
     orphan.close()
     orphan.close()
@@ -375,3 +385,43 @@ def test_a_port_that_came_back_under_its_name_can_be_opened(tmp_path: Path) -> N
         with pytest.raises(PortLostError):
             port.write(FRAME)
         port.close()
+
+
+# --- there or not ---
+
+
+def test_a_port_that_was_lost_is_looked_for_every_500_ms_and_silent_until_it_is_back(tmp_path: Path) -> None:
+    name = tmp_path / "usb-controller"
+    master, slave = os.openpty()
+    name.symlink_to(os.ttyname(slave))
+    port = MotorPort(str(name), BAUD)
+    assert (port.path, port.baud, port.was_lost, port.reopen_ns) == (str(name), BAUD, False, 0)
+    assert port.fd is not None
+    assert port.write(FRAME)
+    assert os.read(master, 100) == FRAME
+    os.write(master, FRAME)
+    assert select.select([port.fd], [], [], 5)[0]
+    assert (port.read(), port.queued_bytes()) == (FRAME, 0)
+
+    name.unlink()
+    port.drop(1_000 * MS)
+    assert (port.fd, port.was_lost, port.reopen_ns) == (None, True, 1_500 * MS)
+    assert (port.read(), port.write(FRAME), port.queued_bytes()) == (b"", False, 0)
+    assert not port.reopen(1_499 * MS)
+    assert port.failed_reopenings == 0
+    assert not port.reopen(1_500 * MS)
+    assert (port.failed_reopenings, port.reopen_ns) == (1, 2_000 * MS)
+
+    name.symlink_to(os.ttyname(slave))
+    assert port.reopen(2_100 * MS)
+    assert (port.failed_reopenings, port.reopen_ns) == (1, 2_600 * MS)
+    assert port.write(FRAME)
+    port.close()
+    port.close()
+    os.close(slave)
+    os.close(master)
+
+
+def test_a_port_that_cannot_be_opened_at_the_start_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DaemonError, match="does not exist"):
+        MotorPort(str(tmp_path / "usb-controller"), BAUD)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, auto
 
 from mvla_daemon.core.freshness import CAMERA_ABSENT_NS, FrameWatch
 from mvla_daemon.core.limits import Axes3, AxisLimit, VelocityGuard
@@ -21,7 +21,8 @@ MAX_COMMANDS_PER_PERIOD = 4
 MAX_MESSAGES_PER_SECOND = 1000
 """More than this (or ten a period, for fast loops) is a flood, not a policy."""
 BUDGET_MARGIN_NS = 2 * MS
-"""The rehearsals' p99 must leave this much of the deadline free; without it the robot would stop every second."""
+"""The rehearsals' p99 must leave this much of the deadline free; without it the robot would stop every second. Of a
+deadline shorter than 20 ms it is a tenth."""
 
 
 class Mode(IntEnum):
@@ -35,9 +36,9 @@ class Mode(IntEnum):
 class Kind(Enum):
     """What becomes of a message."""
 
-    ADMIT = "admit"
-    DROP = "drop"
-    FAULT = "fault"
+    ADMIT = auto()
+    DROP = auto()
+    FAULT = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Admission:
         self.last_completed_ns = 0
         self.rehearsals_in_a_row = 0
         self._rehearsals = rehearsals
+        self._margin_ns = min(BUDGET_MARGIN_NS, allowed_ns // 10)
         self._spans_ns: deque[int] = deque(maxlen=rehearsals)
         self._guard = VelocityGuard(limits, period_ns)
         self._recent_ns: deque[int] = deque(maxlen=MAX_COMMANDS_PER_PERIOD)
@@ -98,6 +100,8 @@ class Admission:
         """
         if self.mode is Mode.IDLE:  # a policy process that has been silent since before stays so through a new arming
             self.last_completed_ns = now_ns
+        if self.schedule.outstanding:  # its result, which may never come, counts for nothing any more
+            self._drop("abandoned_cycle")
         self.mode = mode
         self.epoch = (self.epoch + 1) & 0xFFFFFFFF
         if mode is Mode.DRIVE:
@@ -119,6 +123,10 @@ class Admission:
             self._messages = 0
         self._messages += 1
         return self._messages > self._flood_limit
+
+    def forgive_flood(self) -> None:
+        """Another policy process speaks from now on, which is not to blame for what the one before it sent."""
+        self._messages = 0
 
     def start(self, epoch: int, cycle: int, announced_ns: int, now_ns: int) -> Verdict:
         """Judge the announcement that a cycle has begun."""
@@ -198,12 +206,12 @@ class Admission:
         if self.rehearsals_in_a_row >= self._rehearsals:
             spans = sorted(self._spans_ns)
             p99_ns = spans[-(-99 * len(spans) // 100) - 1]
-            if p99_ns <= self.schedule.allowed_ns - BUDGET_MARGIN_NS:
+            if p99_ns <= self.schedule.allowed_ns - self._margin_ns:
                 return ""
             return (
                 f"a cycle takes {p99_ns / MS:.1f} ms (p99 of {len(spans)} rehearsals, median "
                 f"{spans[len(spans) // 2] / MS:.1f} ms) and control.deadline_ms is {allowed_ms:g}, of which "
-                f"{BUDGET_MARGIN_NS / MS:g} ms must stay free; use a smaller network or a faster engine"
+                f"{self._margin_ns / MS:g} ms must stay free; use a smaller network or a faster engine"
             )
         if not self._spans_ns:
             return "the policy process has completed no rehearsal"

@@ -45,8 +45,7 @@ class VelocityShaper:
 
     def __init__(self, limits: Sequence[AxisLimit]) -> None:
         self._limits = tuple(limits)
-        self._last = [0.0] * len(self._limits)
-        self._last_ns = 0
+        self.reset(0)
 
     def reset(self, now_ns: int) -> None:
         """Begin anew from standstill."""
@@ -80,9 +79,7 @@ class VelocityGuard:
     def __init__(self, limits: Sequence[AxisLimit], period_ns: int) -> None:
         self._limits = tuple(limits)
         self._allowances = [limit.accel * period_ns / SECOND for limit in self._limits]
-        self._left = list(self._allowances)
-        self._last = [0.0] * len(self._limits)
-        self._last_ns = 0
+        self.reset(0)
 
     def reset(self, now_ns: int) -> None:
         """Begin anew from standstill, with the whole allowance."""

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from mvla_daemon.core.messages import Phase, Reason
 from mvla_daemon.core.session import (
+    LOOSEST_CATEGORY,
     POLICY_BROKEN,
     RECOVERABLE,
     Do,
@@ -52,7 +53,7 @@ def _refuse(text: str) -> Cell:
 def _begin_arming(_rules: Rules, state: State, event: Event, now_ns: int) -> Result:
     if event.missing:
         return state, (Effect(Do.REFUSE, text=event.missing),)
-    arming = replace(state, phase=Phase.ARMING, since_ns=now_ns, origin=state.phase, arm_sent=False, disarming=False)
+    arming = replace(state, phase=Phase.ARMING, since_ns=now_ns, origin=state.phase)
     return arming, (Effect(Do.REHEARSE),)
 
 
@@ -72,12 +73,14 @@ def _send_arm(_rules: Rules, state: State, _event: Event, now_ns: int) -> Result
 def _armed(_rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
     if not state.arm_sent:
         return state, ()
-    return replace(state, phase=Phase.ARMED, since_ns=now_ns, reason=None), (Effect(Do.DRIVE),)
+    armed = replace(state, phase=Phase.ARMED, since_ns=now_ns, reason=None, category=LOOSEST_CATEGORY)
+    return armed, (Effect(Do.DRIVE),)
 
 
 def _arming_overdue(rules: Rules, state: State, event: Event, now_ns: int) -> Result:
     due_ns = next_due_ns(rules, state)
-    if due_ns is None or now_ns < due_ns:
+    assert due_ns is not None  # an arming has always a time by which it must be over
+    if now_ns < due_ns:
         return state, ()
     if state.arm_sent:
         return _stop(rules, state, Reason.CONTROLLER_FAULT, now_ns)
@@ -94,13 +97,14 @@ def _fault_while_arming(rules: Rules, state: State, event: Event, now_ns: int) -
         return state, ()
     back = replace(state, phase=state.origin, since_ns=now_ns)
     after, effects = step(rules, back, event, now_ns)
-    refusal = Effect(Do.REFUSE, text=f"arming was given up: {event.reason.label}")
-    return after, (Effect(Do.IDLE), *effects, refusal)
+    idle, refusal = Effect(Do.IDLE), Effect(Do.REFUSE, text=f"arming was given up: {event.reason.label}")
+    return after, (*effects, *(() if idle in effects else (idle,)), refusal)
 
 
 def _stop(rules: Rules, state: State, reason: Reason, now_ns: int) -> Result:
     """Leave motion: the STOP comes first, whatever else there is to do."""
     recent = tuple(t for t in state.stops_ns if now_ns - t < rules.stop_window_ns)
+    category = min(rules.stop_category, state.category)
     stopping = replace(
         state,
         phase=Phase.STOPPING,
@@ -109,9 +113,10 @@ def _stop(rules: Rules, state: State, reason: Reason, now_ns: int) -> Result:
         arm_sent=False,
         disarming=False,
         stops_ns=(*recent, now_ns)[-rules.max_stops :],
+        category=category,
     )
     mode = Effect(Do.REHEARSE if reason in RECOVERABLE else Do.IDLE)
-    return stopping, (Effect(Do.STOP, reason, rules.stop_category), mode, *_renewal(reason))
+    return stopping, (Effect(Do.STOP, reason, category), mode, *_renewal(reason))
 
 
 def _renewal(reason: Reason) -> tuple[Effect, ...]:
@@ -158,14 +163,14 @@ def _shutdown_stopping(rules: Rules, state: State, event: Event, now_ns: int) ->
     return _shutdown(rules, state, event, now_ns)
 
 
-def _escalate(rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
+def _escalate(_rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
     """A stop under way takes over a stricter reason; its own time goes on."""
     if state.exiting:
         return state, ()
     if severity(event.reason) <= severity(state.reason):
         return state, _renewal(event.reason)
     after = replace(state, reason=event.reason, disarming=False)
-    said = Effect(Do.STOP, event.reason, rules.stop_category)
+    said = Effect(Do.STOP, event.reason, state.category)
     return after, (said, Effect(Do.IDLE), *_renewal(event.reason))
 
 
@@ -176,7 +181,7 @@ def _escalate_stopped(rules: Rules, state: State, event: Event, now_ns: int) -> 
     return replace(after, phase=Phase.LATCHED, since_ns=now_ns), effects
 
 
-def _operator_while_stopping(rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
+def _operator_while_stopping(_rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
     """The operator's word is stricter than what would pass by itself; a disarming never takes a latch back."""
     stricter = severity(state.reason) < severity(Reason.OPERATOR)
     after = replace(
@@ -185,13 +190,13 @@ def _operator_while_stopping(rules: Rules, state: State, event: Event, _now_ns: 
         wants_arming=False,
         disarming=event.what is What.DISARM and (stricter or state.disarming),
     )
-    said = Effect(Do.STOP, Reason.OPERATOR, rules.stop_category)
+    said = Effect(Do.STOP, Reason.OPERATOR, state.category)
     return after, ((said, Effect(Do.IDLE)) if stricter else ())
 
 
-def _latch_for_operator(rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
+def _latch_for_operator(_rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
     latched = replace(state, phase=Phase.LATCHED, since_ns=now_ns, reason=Reason.OPERATOR, wants_arming=False)
-    return latched, (Effect(Do.STOP, Reason.OPERATOR, rules.stop_category), Effect(Do.IDLE))
+    return latched, (Effect(Do.STOP, Reason.OPERATOR, state.category), Effect(Do.IDLE))
 
 
 def _disarm_stopped(_rules: Rules, state: State, _event: Event, now_ns: int) -> Result:
@@ -216,9 +221,9 @@ def _stop_overdue(rules: Rules, state: State, _event: Event, now_ns: int) -> Res
         return state, ()
     if state.exiting:
         return state, (Effect(Do.STOP, Reason.CONTROLLER_FAULT, category=0), Effect(Do.EXIT, clean=False))
-    stricter = severity(Reason.CONTROLLER_FAULT) > severity(state.reason)
-    reason = Reason.CONTROLLER_FAULT if stricter else state.reason or Reason.CONTROLLER_FAULT
-    latched = replace(state, phase=Phase.LATCHED, since_ns=now_ns, reason=reason, disarming=False)
+    assert state.reason is not None  # whoever is stopped is so for a reason
+    reason = max(state.reason, Reason.CONTROLLER_FAULT, key=severity)
+    latched = replace(state, phase=Phase.LATCHED, since_ns=now_ns, reason=reason, disarming=False, category=0)
     return latched, (Effect(Do.STOP, reason, category=0), Effect(Do.IDLE))
 
 
@@ -229,8 +234,8 @@ def _renew_if_broken(_rules: Rules, state: State, event: Event, _now_ns: int) ->
 def _fault_latched(_rules: Rules, state: State, event: Event, _now_ns: int) -> Result:
     if severity(event.reason) <= severity(state.reason):
         return state, _renewal(event.reason)
-    # Category 0: it stands, and whether it stood by category 0 already is not remembered; a STOP never loosens.
-    return replace(state, reason=event.reason), (Effect(Do.STOP, event.reason, 0), *_renewal(event.reason))
+    said = Effect(Do.STOP, event.reason, state.category)
+    return replace(state, reason=event.reason), (said, *_renewal(event.reason))
 
 
 _COLUMNS = tuple(What)

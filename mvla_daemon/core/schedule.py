@@ -8,7 +8,7 @@ back. Each start is for one command, and one start at a time is outstanding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 
 from mvla_daemon.core.messages import MS
 
@@ -19,10 +19,10 @@ HOLD_GRACE_NS = 1 * MS
 class Turn(Enum):
     """What a start or a command is, seen from the schedule."""
 
-    EXPECTED = "expected"
-    PASSED = "passed"
+    EXPECTED = auto()
+    PASSED = auto()
     """Of a cycle that is over: harmless, dropped and counted."""
-    OUT_OF_TURN = "out_of_turn"
+    OUT_OF_TURN = auto()
     """Of a cycle that has not begun, or a second one: the policy process is not to be trusted."""
 
 

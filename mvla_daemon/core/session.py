@@ -19,6 +19,8 @@ CONFIRM_TIMEOUT_NS = 200 * MS
 """A controller sends STATUS at once after ARM; ten status periods without it is a refusal."""
 RETRY_PAUSE_NS = 1 * SECOND
 """Between automatic attempts to arm while disarmed."""
+LOOSEST_CATEGORY = 2
+"""Of STOP, in the words of motor link v1: decelerate and hold."""
 
 
 class What(Enum):
@@ -89,8 +91,8 @@ class Rules:
 class State:
     """Where the session is; `reason` is that of the newest stop, `stops_ns` when the recent ones were."""
 
+    since_ns: int
     phase: Phase = Phase.DISARMED
-    since_ns: int = 0
     reason: Reason | None = None
     origin: Phase = Phase.DISARMED
     """While ARMING: where a refusal leads back to."""
@@ -99,6 +101,8 @@ class State:
     exiting: bool = False
     wants_arming: bool = False
     stops_ns: tuple[int, ...] = ()
+    category: int = LOOSEST_CATEGORY
+    """The strictest one of the STOPs since the last drive: a further STOP may only tighten (2, 1, 0)."""
 
 
 def initial(rules: Rules, now_ns: int) -> State:
@@ -108,8 +112,7 @@ def initial(rules: Rules, now_ns: int) -> State:
 
 def severity(reason: Reason | None) -> int:
     """How strict a reason is: a stop under way takes a stricter one over and ignores the others."""
-    if reason is None:
-        return -1
+    assert reason is not None  # whoever is stopped is so for a reason
     if reason is Reason.PORT_LOST:
         return 3
     if reason in {Reason.CONTROLLER_LOST, Reason.CONTROLLER_RESET, Reason.CONTROLLER_FAULT}:

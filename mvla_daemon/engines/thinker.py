@@ -97,7 +97,9 @@ class Thinker:
         self._preprocess(frame.pixels, self._engine.inputs[self._tensor])
         self._engine.infer(self._mark)
         self._mark(Stage.POSTPROCESS)
-        return self._action(self._engine.outputs)
+        wish = self._action(self._engine.outputs)
+        self._mark(Stage.SEND)  # what is left is to hand it over; a loop that is held up must not look like this thread
+        return wish
 
     def reset(self) -> None:
         """Forget what a recurrent policy remembers."""

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from mvla_daemon.core.messages import MS, Reason
 from mvla_daemon.motors.link_v1 import ControllerState, Decoder, Identity, Packet, Status, newer
+from mvla_daemon.motors.motion_watch import MotionWatch
 
 STATUS_LOST_NS = 100 * MS
 UNTAKEN_LOST_NS = 100 * MS
@@ -19,7 +20,7 @@ STILL_UMPS = 10_000
 """Below 10 mm/s (and 20 mrad/s) is standstill: an encoder tick's worth of noise, not motion."""
 STILL_URADPS = 20_000
 STILL_REPORTS = 3
-NEVER_NS = (1 << 63) - 1
+NEVER_NS = 1 << 63
 """Later than any time."""
 _RESTING = frozenset(
     {ControllerState.DISARMED, ControllerState.STOPPED, ControllerState.WATCHDOG_TRIPPED, ControllerState.FAULT}
@@ -36,11 +37,19 @@ class ControllerWatch:
 
     `session` is the last one that was armed, 0 before the first. `counts` gets how many packets came of each type, and
     how many of them were odd. In `untaken` the host puts the number and the time of each frame that it writes while
-    armed; those that the controller has taken are removed. `introduced`: the newest nonce has been answered.
+    armed; those that the controller has taken are removed. `motion` judges how the robot moves while armed, and has to
+    be told each command. `introduced`: the newest nonce has been answered.
     """
 
     def __init__(
-        self, *, watchdog_ms: int, session: int, counts: Counter[str], untaken: deque[tuple[int, int]], now_ns: int
+        self,
+        *,
+        watchdog_ms: int,
+        session: int,
+        counts: Counter[str],
+        untaken: deque[tuple[int, int]],
+        motion: MotionWatch,
+        now_ns: int,
     ) -> None:
         self.decoder = Decoder()
         self.identity: Identity | None = None
@@ -53,6 +62,7 @@ class ControllerWatch:
         self._session = session
         self._counts = counts
         self._untaken = untaken
+        self._motion = motion
         self._nonce: int | None = None
         self._status_seq = 0
         self._status_ns = now_ns
@@ -79,6 +89,7 @@ class ControllerWatch:
         self.confirmed = False
         self._silent_since_ns = now_ns
         self._first_stop_seq = None
+        self._motion.begin(self.identity, now_ns)
 
     def end_session(self, stop_seq: int) -> None:
         """STOP was written: nothing is judged any more, but for whether the first of these STOPs has been taken."""
@@ -133,8 +144,8 @@ class ControllerWatch:
             and abs(status.vy_umps) < STILL_UMPS
             and abs(status.wz_uradps) < STILL_URADPS
         )
-        self._still = self._still + 1 if still and self._stop_taken() else 0
-        return self._judge_armed(packet.session, status, reset, written_seq) if self.armed else None
+        self._still = self._still + 1 if still and self._stop_taken(status.host_seq) else 0
+        return self._judge_armed(packet.session, status, reset, written_seq, now_ns) if self.armed else None
 
     def _shows_reset(self, last: Status, status: Status, session: int, is_newer: bool, now_ns: int) -> str | None:
         """Why this STATUS can't come from the controller that sent the last one, or None."""
@@ -145,11 +156,13 @@ class ControllerWatch:
             return "its count and its uptime ran back" if rebooted else None
         if ran_ms < 0 or abs(ran_ms - (now_ns - self._status_ns) / MS) > UPTIME_TOLERANCE_MS:
             return f"its uptime jumped by {ran_ms} ms"
-        if self.confirmed and session != self._session:
+        if session != self._session:  # judged once the session is confirmed
             return f"it speaks of session {session}"
         return None
 
-    def _judge_armed(self, session: int, status: Status, reset: str | None, written_seq: int) -> Fault | None:
+    def _judge_armed(
+        self, session: int, status: Status, reset: str | None, written_seq: int, now_ns: int
+    ) -> Fault | None:
         if not self.confirmed:
             # Until the first STATUS of the new session, the buffers still hold what was said before.
             if session != self._session:
@@ -166,7 +179,8 @@ class ControllerWatch:
             return Reason.CONTROLLER_FAULT, f"it took frame {status.host_seq}, which we never wrote: who else talks?"
         if status.state != ControllerState.ARMED or status.faults:
             return Reason.CONTROLLER_FAULT, f"the controller says state {status.state}, faults {status.faults:#04x}"
-        return None
+        wrong = self._motion.judge((status.vx_umps, status.vy_umps, status.wz_uradps), now_ns)
+        return (Reason.CONTROLLER_FAULT, wrong) if wrong else None
 
     # --- what follows ---
 
@@ -189,12 +203,16 @@ class ControllerWatch:
 
     def at_rest(self) -> bool:
         """Whether the controller reports standstill, and has taken our STOP where there is one."""
-        return self._still >= STILL_REPORTS and self._stop_taken() and not self._in_motion_state()
+        if self._still < STILL_REPORTS:
+            return False
+        assert self.status is not None
+        return self.status.state in _RESTING
 
     def standstill(self) -> bool:
         """As `at_rest`, and by our own STOP: state 3 of the stopped session (or 0 before a first arming)."""
-        if not self.at_rest() or self.status is None:
+        if not self.at_rest():
             return False
+        assert self.status is not None
         if self._session == 0:
             return self.status.state in {ControllerState.DISARMED, ControllerState.STOPPED}
         return self.status.state == ControllerState.STOPPED and self.status_session == self._session
@@ -212,18 +230,14 @@ class ControllerWatch:
             return "the motor controller sends no STATUS"
         if self.status.faults & 0x1F:
             return f"the motor controller reports fault bits {self.status.faults & 0x1F:#04x}"
-        if self._in_motion_state() or self.status.state == ControllerState.FAULT:
+        if self.status.state not in _RESTING or self.status.state == ControllerState.FAULT:
             return f"the motor controller is in state {self.status.state}"
         return "" if self.at_rest() else "the robot has not reported standstill"
 
     def stop_confirmed(self) -> bool:
         """Whether a STOP of ours was taken and has ended the armed state."""
-        return self._stop_taken() and self.status is not None and self.status.state != ControllerState.ARMED
+        status = self.status
+        return status is not None and status.state != ControllerState.ARMED and self._stop_taken(status.host_seq)
 
-    def _stop_taken(self) -> bool:
-        if self._first_stop_seq is None:
-            return True
-        return self.status is not None and not newer(self._first_stop_seq, self.status.host_seq)
-
-    def _in_motion_state(self) -> bool:
-        return self.status is None or self.status.state not in _RESTING
+    def _stop_taken(self, host_seq: int) -> bool:
+        return self._first_stop_seq is None or not newer(self._first_stop_seq, host_seq)

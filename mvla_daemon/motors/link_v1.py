@@ -219,7 +219,6 @@ class Decoder:
     def _collect(self, piece: bytes) -> None:
         if len(self._run) + len(piece) > MAX_ENCODED_BYTES:
             self._overrun = True
-            self._run.clear()
         if not self._overrun:
             self._run += piece
 

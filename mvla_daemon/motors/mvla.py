@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 
+from mvla_daemon.core.limits import Axes3
 from mvla_daemon.core.messages import MS, Reason
 from mvla_daemon.motors.controller_watch import NEVER_NS, ControllerWatch, Fault
 from mvla_daemon.motors.link_v1 import (
@@ -24,6 +25,7 @@ from mvla_daemon.motors.link_v1 import (
     Stop,
     encode,
 )
+from mvla_daemon.motors.motion_watch import MotionWatch
 
 HELLO_EVERY_NS = 200 * MS
 KEEPALIVE_EVERY_NS = 20 * MS
@@ -39,14 +41,15 @@ _U32 = 0xFFFFFFFF
 class MvlaLink:
     """One controller behind one port.
 
-    `random_u32` draws sessions and nonces. `session` is the last armed one; `counts` holds how many packets came of
-    each type since the start, and how many of them were odd.
+    `random_u32` draws sessions and nonces, `accel` is how fast commands may grow (m/s², m/s², rad/s²). `session` is the
+    last armed one; `counts` holds how many packets came of each type since the start, and how many of them were odd.
     """
 
-    def __init__(self, *, watchdog_ms: int, ttl_ms: int, random_u32: Callable[[], int]) -> None:
+    def __init__(self, *, watchdog_ms: int, ttl_ms: int, accel: Axes3, random_u32: Callable[[], int]) -> None:
         self._watchdog_ms = watchdog_ms
         self._ttl_ms = ttl_ms
         self._random_u32 = random_u32
+        self._motion = MotionWatch(accel)
         self.counts: Counter[str] = Counter()
         self.session = 0
         self.opened(0)
@@ -59,13 +62,13 @@ class MvlaLink:
             session=self.session,
             counts=self.counts,
             untaken=self._untaken,
+            motion=self._motion,
             now_ns=now_ns,
         )
         self.opened_ns = now_ns
         self._seq = 0
         self._stop: Stop | None = None
         self._arming = False
-        self._feeding = False
         self._hello_ns = now_ns
         self._again_ns = NEVER_NS
 
@@ -151,25 +154,23 @@ class MvlaLink:
         self._untaken.clear()
         self._stop = None
         self._arming = False
-        self._feeding = True
         self._hello_ns = NEVER_NS  # who is known is not asked: `due` need not find that out at each wake
         self._again_ns = now_ns + KEEPALIVE_EVERY_NS
         return self._frame(Arm(self._watchdog_ms), now_ns)
 
-    def velocity(self, cycle: int, values: tuple[float, float, float], now_ns: int) -> bytes:
+    def velocity(self, cycle: int, values: Axes3, now_ns: int) -> bytes:
         """VELOCITY, of m/s, m/s and rad/s, in the wire's integers, rounded towards zero."""
-        if self._feeding:  # KEEPALIVE has done its work; a STOP is not ended by this
-            self._feeding = False
+        if self._stop is None:  # KEEPALIVE has done its work; a STOP is not ended by this
             self._again_ns = NEVER_NS
         vx, vy, wz = values
-        return self._frame(Drive(cycle & _U32, self._ttl_ms, int(vx * 1e6), int(vy * 1e6), int(wz * 1e6)), now_ns)
+        told = self._motion.told = (int(vx * 1e6), int(vy * 1e6), int(wz * 1e6))
+        return self._frame(Drive(cycle & _U32, self._ttl_ms, *told), now_ns)
 
     def stop(self, category: int, reason: Reason, now_ns: int) -> bytes:
         """STOP, from now on repeated by `due`; nothing where nobody has identified himself."""
         if self._watch.identity is None:
             return b""
         self._stop = Stop(category, reason)
-        self._feeding = False
         self._again_ns = now_ns + STOP_EVERY_NS
         packet = self._frame(self._stop, now_ns)
         self._watch.end_session(self._seq)

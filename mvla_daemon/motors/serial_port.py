@@ -33,9 +33,8 @@ class _ExclusiveSerial(serial.Serial):  # type: ignore[misc]
     """
 
     def _reconfigure_port(self, force_update: bool = False) -> None:
-        if force_update:  # pyserial's first call, right after open(2)
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.ioctl(self.fd, termios.TIOCEXCL)
+        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.ioctl(self.fd, termios.TIOCEXCL)
         super()._reconfigure_port(force_update)
 
 

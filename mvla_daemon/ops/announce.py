@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mvla_daemon.core.messages import MS, Phase, Reason
+from mvla_daemon.core.messages import MS, SECOND, Phase, Reason, Stage
 from mvla_daemon.core.session import State
 from mvla_daemon.link import Doing
 from mvla_daemon.motors.link_v1 import Identity
 from mvla_daemon.ops.telemetry import Telemetry
 
+MAX_IDLE_REQUESTS = 10
+"""A second's requests that change nothing and are told one by one."""
+TAKEN_WITHIN_NS = 2 * MS
+"""An event loop that is not held up takes a frame long before."""
 _NEXT = {
     Phase.DISARMED: "disarmed",
     Phase.ARMING: "arming: rehearsing, nothing moves yet",
@@ -27,6 +31,7 @@ class Announcer:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._refusal = ""
+        self._second_ends_ns = self._idle_requests = self._untold = 0
 
     def identity(self, path: str, identity: Identity) -> None:
         """The controller behind the port has introduced itself."""
@@ -46,9 +51,22 @@ class Announcer:
         """The serial port went or came back."""
         self._telemetry.event("port", message, level)
 
-    def operator(self, request: str, uid: int) -> None:
-        """Somebody asked for something that changes the state."""
-        self._telemetry.event("operator", f"{request} asked for by user {uid}", request=request, uid=uid)
+    def operator(self, request: str, uid: int, pid: int, refusal: str, now_ns: int, *, did_something: bool) -> None:
+        """Somebody asked for something; what changed nothing is told up to ten times a second, and counted beyond."""
+        if now_ns >= self._second_ends_ns:
+            self._second_ends_ns, self._idle_requests = now_ns + SECOND, 0
+        self._idle_requests += not did_something
+        if not did_something and self._idle_requests > MAX_IDLE_REQUESTS:
+            self._untold += 1
+            return
+        fields: dict[str, Any] = {"request": request, "uid": uid, "pid": pid}
+        text = f"{request} asked for by user {uid}, process {pid}"
+        if refusal:
+            text, fields["refusal"] = f"{text}: refused, {refusal}", refusal
+        if self._untold:
+            text, fields["untold"] = f"{text}; before it {self._untold} requests that were not told", self._untold
+            self._untold = 0
+        self._telemetry.event("operator", text, "warning" if refusal else "info", **fields)
 
     def refused(self, text: str) -> None:
         """Arming was refused; the same reason again is no news."""
@@ -77,6 +95,10 @@ class Announcer:
             spent_ms = max(0.0, (written_ns - doing.since_ns) / MS)
             fields |= {"stage": doing.stage.label, "cycle": doing.cycle, "duration_us": round(spent_ms * 1000)}
             blame = f"cycle {doing.cycle} was in {doing.stage.label} for {spent_ms:.1f} ms"
+            if doing.stage is Stage.WAIT_FRAME and doing.since_ns < doing.frame_ns < written_ns - TAKEN_WITHIN_NS:
+                waiting_ms = (written_ns - doing.frame_ns) / MS
+                fields["frame_waiting_us"] = round(waiting_ms * 1000)
+                blame += f", though a frame had been there for {waiting_ms:.1f} ms: its event loop was held up"
             why = f"{why}; {blame}" if why else blame
         if due_ns is not None:
             fields["late_us"] = (written_ns - due_ns) // 1000

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from mvla_daemon.core.admission import Mode
 from mvla_daemon.link import BoardReader, create_board, pack_mode, socket_pair
+from mvla_daemon.ops.realtime import expose
 
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
@@ -26,9 +27,9 @@ def start_module(
 ) -> Process:
     """Run one of our own modules as a process in a session of its own: a terminal's Ctrl-C is for the gate to handle.
 
-    It gets no descriptor but those named.
+    It gets no descriptor but those named, and nothing of what protects the gate.
     """
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
         [sys.executable, "-m", module, *arguments],
         pass_fds=pass_fds,
         stdin=stdin,
@@ -36,6 +37,8 @@ def start_module(
         stderr=stderr,
         start_new_session=True,
     )
+    expose(process.pid)
+    return process
 
 
 class PolicyChild:

@@ -8,50 +8,125 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 from mvla_daemon.errors import DaemonError, ExitCode
+from mvla_daemon.ops.grants import Grants
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _MCL_CURRENT, _MCL_FUTURE = 1, 2  # <sys/mman.h>
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29  # <sys/prctl.h>
+_CAP_IPC_LOCK = 14  # <linux/capability.h>; its holder is above RLIMIT_MEMLOCK
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep Python's lock while another waits; the default of 5 ms is a quarter of a cycle."""
+NEVER_KILLED, KILLED_FIRST = -1000, 1000  # proc(5), oom_score_adj
+LOCK_SPARE_BYTES = 64 << 20
+"""What a limit on locked memory has to leave: with all later pages locked too, to reach the limit is a MemoryError."""
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends; DaemonError when `parent_pid` has ended already.
+# --- both processes at their start ---
 
-    The signal follows the thread that started this process, so that has to be its parent's main one.
+
+def become_gate(cores: set[int], fifo_priority: int | None, *, lock: bool) -> Grants:
+    """All that the gate asks for; `fifo_priority` is None and `lock` False where the configuration wants it so."""
+    grants = Grants("gate")
+    grants.note("affinity", _share_out({gate_core(cores)}, cores))
+    stop_collecting_garbage()
+    grants.note("garbage")
+    grants.note("timer_slack", wake_on_time())
+    grants.note("oom", set_oom_score(NEVER_KILLED))
+    if lock:
+        grants.note("memory", lock_memory())
+    else:
+        grants.off("memory", "realtime.lock_memory is false")
+    _note_fifo(grants, fifo_priority)
+    return grants
+
+
+def become_policy(cores: set[int], fifo_priority: int | None) -> Grants:
+    """All that the policy process asks for: off the gate's processor, below it, and the first to go without memory.
+
+    Only the calling thread, the event loop's, is real-time; the engine's and the camera's are ordinary ones.
     """
-    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise DaemonError(f"prctl: {os.strerror(ctypes.get_errno())}: this needs Linux", ExitCode.UNAVAILABLE)
-    if os.getppid() != parent_pid:
-        raise DaemonError(f"the process {parent_pid} is not the parent: start it from there", ExitCode.UNAVAILABLE)
+    grants = Grants("policy")
+    grants.note("parent_death")  # asked for before all else, since without it there is no policy process
+    grants.note("affinity", _share_out(cores - {gate_core(cores)}, cores))
+    set_garbage_aside()
+    grants.note("garbage")
+    grants.note("timer_slack", wake_on_time())
+    grants.note("oom", set_oom_score(KILLED_FIRST))
+    _note_fifo(grants, fifo_priority)
+    return grants
+
+
+def _note_fifo(grants: Grants, priority: int | None) -> None:
+    if priority is None:
+        grants.off("fifo", 'realtime.scheduler is "other"')
+    else:
+        grants.note("fifo", use_fifo(priority))
+
+
+# --- single settings: "" when granted, else what the operating system said ---
 
 
 def use_fifo(priority: int) -> str:
-    """Put the calling thread under SCHED_FIFO; threads and children that it starts later are ordinary ones.
-
-    Returns "" when granted, else what to grant.
-    """
+    """Put the calling thread under SCHED_FIFO; threads and children that it starts later are ordinary ones."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-    except PermissionError:
-        return "no real-time scheduling: set LimitRTPRIO=99 in the unit, or run under `sudo chrt -f 80`"
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 
-def wake_on_time() -> None:
+def wake_on_time() -> str:
     """Let the calling thread's sleeps end when they should, and not up to 50 us later (prctl(2), timer slack)."""
-    _LIBC.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    return _outcome(_LIBC.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0))
 
 
 def lock_memory() -> str:
-    """Keep all pages of this process in memory, later ones too; "" when granted, else what to grant."""
-    if _LIBC.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
-        return "memory not locked: set LimitMEMLOCK=infinity in the unit, or `ulimit -l unlimited`"
+    """Keep all pages of this process in memory, later ones too."""
+    refusal = _outcome(_LIBC.mlockall(_MCL_CURRENT | _MCL_FUTURE))
+    limit_bytes = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if refusal or limit_bytes == resource.RLIM_INFINITY or _holds_capability(_CAP_IPC_LOCK):
+        return refusal
+    used_bytes = int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+    if limit_bytes - used_bytes < LOCK_SPARE_BYTES:
+        _LIBC.munlockall()
+        return f"the limit of {limit_bytes >> 20} MiB leaves no room to grow"
     return ""
+
+
+def _holds_capability(number: int) -> bool:
+    status = Path("/proc/self/status").read_bytes()
+    effective = next(line for line in status.splitlines() if line.startswith(b"CapEff:"))
+    return bool(int(effective.split()[1], 16) >> number & 1)
+
+
+def set_oom_score(adjustment: int) -> str:
+    """How gladly the kernel ends this process when memory runs out: -1000 never, 1000 before all others.
+
+    To go below what a process was started with takes CAP_SYS_RESOURCE; to raise it, nothing.
+    """
+    try:
+        Path("/proc/self/oom_score_adj").write_bytes(b"%d" % adjustment)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _share_out(mine: set[int], cores: set[int]) -> str:
+    try:
+        os.sched_setaffinity(0, mine or cores)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "there is one processor only" if len(cores) == 1 else ""
+
+
+def _outcome(status: int) -> str:
+    return os.strerror(ctypes.get_errno()) if status != 0 else ""
 
 
 def set_garbage_aside() -> None:
@@ -71,6 +146,23 @@ def gate_core(cores: set[int]) -> int:
     return max(cores)
 
 
-def keep_off(cores: set[int], core: int) -> None:
-    """Use all of these processors but one; the only one there is has to be shared."""
-    os.sched_setaffinity(0, cores - {core} or cores)
+# --- parents and children ---
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends; DaemonError when `parent_pid` has ended already.
+
+    The signal follows the thread that started this process, so that has to be its parent's main one.
+    """
+    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise DaemonError(f"prctl: {os.strerror(ctypes.get_errno())}: this needs Linux", ExitCode.UNAVAILABLE)
+    if os.getppid() != parent_pid:
+        raise DaemonError(f"the process {parent_pid} is not the parent: start it from there", ExitCode.UNAVAILABLE)
+
+
+def expose(pid: int) -> None:
+    """Take from a child what protects its parent, the gate, when memory runs out; it would be inherited for ever."""
+    score = Path(f"/proc/{pid}/oom_score_adj")
+    with suppress(OSError):  # the child has ended
+        if int(score.read_bytes()) < 0:
+            score.write_bytes(b"0")

@@ -21,6 +21,7 @@ from typing import IO, Any
 import structlog
 
 from mvla_daemon.core.messages import MS, SECOND
+from mvla_daemon.ops.blame import Blame
 from mvla_daemon.ops.journal import Journal
 from mvla_daemon.ops.statistics import Matched, Statistics, percentile
 from mvla_daemon.ops.telemetry import MAX_RECORD_BYTES, unpack_record
@@ -94,6 +95,7 @@ class Reporter:
         self._next_summary_ns = time.monotonic_ns() + SUMMARY_EVERY_NS
         self._state = "disarmed"
         self.statistics = Statistics()
+        self._blame = Blame(self.statistics)
         self.farewell: dict[str, Any] | None = None
         if trace is not None:
             trace.write(TRACE_COLUMNS + "\n")
@@ -132,13 +134,10 @@ class Reporter:
             self._state = str(record.get("state"))
         elif kind == "stop":
             self.statistics.stops[str(record.get("reason"))] += 1
-            stage = str(record.get("stage"))
-            known = self.statistics.stage_ms(stage, 3000) if stage in _TIMED else []
-            if known:
-                record["message"] += f" (p99 is {percentile(known, 99):.1f} ms)"
         elif kind == "end":
             self.farewell = record
             return
+        self._blame.complete(record)
         self._clear_live()
         self._log.write(record)
 
@@ -199,9 +198,6 @@ class Reporter:
         if self._trace is not None:
             with suppress(OSError):
                 self._trace.close()
-
-
-_TIMED = {"preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
 
 
 def _trace_line(cycle: Matched) -> str:

@@ -49,10 +49,11 @@ class News:
 class CameraServer:
     """The simulator's end, for viewers of the same user.
 
-    `path` is where to connect: an abstract socket address (unix(7)), written as usual with @ for its first byte.
+    `path` is where to connect: an abstract socket address (unix(7)), written as usual with @ for its first byte. It is
+    a new one, unless that of a server which has been closed is given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._memory = os.fdopen(os.memfd_create("mvla-sim-camera", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", 0)
         self._memory.truncate(_HEADER_BYTES + _SLOTS * _PICTURE_BYTES)
         self._map = mmap.mmap(self._memory.fileno(), 0)
@@ -60,7 +61,7 @@ class CameraServer:
         self._numbers = [_UNFINISHED] * _SLOTS
         self._slot = 0
         self._viewers: list[socket.socket] = []
-        self.path = Path(f"@mvla-sim-{os.getpid()}-{secrets.token_hex(8)}")
+        self.path = path or Path(f"@mvla-sim-{os.getpid()}-{secrets.token_hex(8)}")
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         self.socket.bind(_address(self.path))
         self.socket.listen(4)

@@ -15,6 +15,7 @@ It keeps to the same contract as a controller's firmware. Where that leaves room
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mvla_daemon.core.messages import MS, Velocity
@@ -71,6 +72,8 @@ class Controller:
         self._watchdog_min_ms = watchdog_min_ms
         self._watchdog_max_ms = watchdog_max_ms
         self._ramp_told = (decel_mm_s2, decel_mrad_s2)
+        self.disobey: Callable[[Axes], Axes] | None = None
+        """What the axes follow instead of a command, while this is set: a robot that moves otherwise than told."""
         self._accel = _micros(accel_mm_s2, accel_mrad_s2)
         self._decel = _micros(decel_mm_s2, decel_mrad_s2)
         self._boot(booted_ns, uptime_ms, hardware_faults=0)
@@ -144,6 +147,10 @@ class Controller:
         self._motors.advance(now_ns)
         self._boot(self._motors.now_ns, 0, self._motors.hardware_faults)
 
+    def trip(self) -> None:
+        """Have the watchdog run out at the time of the last call, whether it was fed or not."""
+        self._motors.trip()
+
     def next_tick_ns(self, now_ns: int) -> int:
         """When `tick` next has something to do; `now_ns` at the earliest."""
         event_ns = self._motors.next_event_ns()
@@ -202,7 +209,8 @@ class Controller:
 
     def _feed(self, body: Drive | KeepAlive) -> None:
         if isinstance(body, Drive):
-            self._motors.command((body.vx_umps, body.vy_umps, body.wz_uradps), body.ttl_ms)
+            told = (body.vx_umps, body.vy_umps, body.wz_uradps)
+            self._motors.command(self.disobey(told) if self.disobey else told, body.ttl_ms)
         else:
             self._motors.feed()
 

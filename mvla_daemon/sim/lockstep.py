@@ -120,9 +120,9 @@ class LockstepOperator:
     def __init__(self, gate: Gate) -> None:
         self._helm = gate.helm
 
-    def filenos(self) -> list[int]:
+    def watch(self, now_ns: int) -> tuple[list[int], int]:
         """Nobody to watch."""
-        return []
+        return [], now_ns + SECOND
 
     def serve(self, readable: set[int], now_ns: int) -> None:  # noqa: ARG002 - as the protocol says
         """End a run that only an operator could go on with."""

@@ -90,6 +90,12 @@ class Motors:
             self._begin_stop(ControllerState.FAULT, self._category)
         self._tighten(1)
 
+    def trip(self) -> None:
+        """Have the watchdog run out now; in a state other than 1 it does not run."""
+        if self.state is ControllerState.ARMED:
+            self._begin_stop(ControllerState.WATCHDOG_TRIPPED, category=1)
+            self.advance(self.now_ns)
+
     def next_event_ns(self) -> int | None:
         """When something happens by itself, or None while nothing will."""
         if self.state is ControllerState.STOPPING:

@@ -1,0 +1,38 @@
+"""The camera and the engine that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mvla_daemon.cameras.base import Camera
+from mvla_daemon.cameras.file import FileCamera
+from mvla_daemon.cameras.null import NullCamera
+from mvla_daemon.cameras.simulated import SimulatedCamera
+from mvla_daemon.cameras.v4l2 import V4l2Camera
+from mvla_daemon.config import Config
+from mvla_daemon.engines.base import Engine
+from mvla_daemon.engines.instruction import embedding_for
+from mvla_daemon.engines.manifest import Manifest
+from mvla_daemon.engines.null import NullEngine
+from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
+
+
+def camera_for(config: Config, simulated_camera: Path | None) -> Camera:
+    """The camera, not yet open; `simulated_camera` is where the simulator serves its pictures."""
+    camera = config.camera
+    if camera.is_simulated:
+        assert simulated_camera is not None
+        return SimulatedCamera(simulated_camera)
+    if camera.is_null:
+        return NullCamera(camera.width, camera.height, camera.fps)
+    if camera.file_path is not None:
+        return FileCamera(camera.file_path, camera.width, camera.height, camera.fps)
+    assert camera.device is not None
+    return V4l2Camera(camera.device, camera.width, camera.height, camera.fps)
+
+
+def engine_for(config: Config, manifest: Manifest) -> Engine:
+    """The engine, not yet loaded; raises DaemonError for an instruction that the policy does not know."""
+    if config.policy.backend == "null":
+        return NullEngine(manifest)
+    return OnnxRuntimeEngine(manifest, embedding_for(manifest, config.policy.instruction))

@@ -1,0 +1,266 @@
+"""What is asked of the operating system for punctuality: granted or refused, said at start, not left to children."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.rig
+from mvla_daemon.ops.child import start_module
+from tests.rig import Rig, Scene, command
+
+FIELDS = {"fifo", "memory", "affinity", "garbage", "oom", "timer_slack"}
+ORDINARY = os.sched_getscheduler(0)
+OWN_OOM = int(Path("/proc/self/oom_score_adj").read_text())
+CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE = 14, 23, 24
+PRIVILEGES = (CAP_IPC_LOCK, CAP_SYS_NICE, CAP_SYS_RESOURCE)
+
+
+def capabilities() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("CapEff:")).split()[1], 16)
+
+
+def holds(*numbers: int) -> bool:
+    return all(capabilities() >> number & 1 for number in numbers)
+
+
+# --- in a process of its own ---
+
+SHOW = """
+import gc, json, os, re, resource, sys
+from pathlib import Path
+from mvla_daemon.ops import realtime
+
+class Telemetry:
+    def event(self, name, message, level, **fields):
+        said.append({"event": name, "message": message, "level": level, **fields})
+
+def prctl(number, value):
+    realtime._LIBC.prctl(number, value, 0, 0, 0)
+
+def now():
+    status = Path("/proc/self/status").read_text()
+    return {
+        "policy": os.sched_getscheduler(0), "priority": os.sched_getparam(0).sched_priority,
+        "cores": sorted(os.sched_getaffinity(0)), "collects": gc.isenabled(), "frozen": gc.get_freeze_count(),
+        "oom": int(Path("/proc/self/oom_score_adj").read_text()),
+        "slack": int(Path("/proc/self/timerslack_ns").read_text()),
+        "locked_kb": int(re.search(r"VmLck:\\s+(\\d+)", status)[1]),
+    }
+
+said, cores = [], os.sched_getaffinity(0)
+"""
+DROP = """
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+prctl(4, 1)  # PR_SET_DUMPABLE: what an ordinary program of this user is, and what gives it its own /proc
+"""
+NO_LIMITS = """
+for limit in (resource.RLIMIT_RTPRIO, resource.RLIMIT_MEMLOCK):
+    resource.setrlimit(limit, (0, 0))
+"""
+
+
+def show(*code: str) -> list[dict[str, Any]]:
+    """What the process said and how it is afterwards."""
+    lines = "\n".join([SHOW, *code, "print(json.dumps([*said, now()]))"])
+    done = subprocess.run([sys.executable, "-W", "error", "-c", lines], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return list(json.loads(done.stdout))
+
+
+BECOME_GATE = "realtime.become_gate(cores, 80, lock=True).tell(Telemetry())"
+BECOME_POLICY = "realtime.become_policy(cores, 70).tell(Telemetry())"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@pytest.mark.skipif(not holds(CAP_SYS_NICE, CAP_IPC_LOCK), reason="needs the right to real-time scheduling")
+def test_a_gate_with_privileges_gets_it_all() -> None:
+    record, now = show(BECOME_GATE)
+    assert (record["event"], record["process"]) == ("realtime", "gate")
+    assert set(record) >= FIELDS
+    assert {record[field] for field in FIELDS - {"oom", "affinity"}} == {"granted"}
+    assert (now["policy"], now["priority"]) == (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 80)
+    assert now["cores"] == [max(os.sched_getaffinity(0))]
+    assert not now["collects"]
+    assert now["frozen"] > 0
+    assert now["locked_kb"] > 10_000
+    assert (now["oom"] == -1000) is (record["oom"] == "granted") is holds(CAP_SYS_RESOURCE)
+    assert (record["level"] == "info") is holds(CAP_SYS_RESOURCE)
+
+
+@as_root
+def test_a_gate_without_privileges_says_what_is_lost_and_how_to_grant_it() -> None:
+    record, now = show(NO_LIMITS, DROP, BECOME_GATE)
+    assert record["level"] == "warning"
+    expected = {
+        "fifo": ("Operation not permitted", "LimitRTPRIO=99", "sudo prlimit --pid $$ --rtprio=99"),
+        "memory": ("Operation not permitted", "LimitMEMLOCK=infinity", "sudo prlimit --pid $$ --memlock=unlimited"),
+        "oom": ("Permission denied", "OOMScoreAdjust=-1000", "sudo choom --adjust -1000 --pid $$"),
+    }
+    for field, (why, unit, shell) in expected.items():
+        assert record[field].startswith(f"refused: {why}; to grant it, set {unit} in the unit, or say `{shell}` in the")
+        assert unit in record["message"]
+        assert shell in record["message"]
+    assert "Stops still come, but less punctually: " in record["message"]
+    assert "no real-time scheduling (other programs can hold it up for many milliseconds)" in record["message"]
+    assert (record["garbage"], record["timer_slack"]) == ("granted", "granted")
+    assert (now["policy"], now["priority"], now["locked_kb"], now["oom"]) == (ORDINARY, 0, 0, OWN_OOM)
+    assert (now["collects"], now["slack"]) == (False, 1)
+
+
+@as_root
+@pytest.mark.skipif(not holds(CAP_SYS_RESOURCE), reason="nobody here may raise a limit")
+def test_the_commands_that_are_named_grant_it() -> None:
+    """What `prlimit` and `choom` do to the shell, this process inherits."""
+    grant = """
+resource.setrlimit(resource.RLIMIT_RTPRIO, (99, 99))
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY,) * 2)
+Path("/proc/self/oom_score_adj").write_text("-1000")
+"""
+    record, now = show(grant, DROP, BECOME_GATE)
+    assert {record[field] for field in FIELDS - {"affinity"}} == {"granted"}
+    assert (now["priority"], now["oom"]) == (80, -1000)
+
+
+@as_root
+@pytest.mark.skipif(not holds(CAP_SYS_RESOURCE), reason="nobody here may raise a limit")
+def test_a_limit_on_locked_memory_that_leaves_no_room_is_as_none() -> None:
+    tight = """
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (used + (16 << 20),) * 2)
+"""
+    record, now = show(tight, DROP, BECOME_GATE, "held = bytearray(64 << 20)")
+    assert "leaves no room to grow" in record["memory"]
+    assert now["locked_kb"] == 0
+
+
+def test_the_policy_process_is_off_the_gates_processor_and_the_first_to_go() -> None:
+    cores = os.sched_getaffinity(0)
+    record, now = show(BECOME_POLICY)
+    assert record["process"] == "policy"
+    assert record["pid"] > 0
+    assert (record["oom"], now["oom"]) == ("granted", 1000)
+    assert (record["parent_death"], record["garbage"], record["timer_slack"]) == ("granted",) * 3
+    assert now["cores"] == sorted(cores - {max(cores)} or cores)
+    assert now["collects"]
+    if holds(CAP_SYS_NICE):
+        assert (record["fifo"], now["priority"]) == ("granted", 70)
+
+
+def test_on_one_processor_both_say_so_and_run() -> None:
+    record, policy, now = show("cores = {max(cores)}", BECOME_GATE, BECOME_POLICY)
+    assert record["affinity"].startswith("refused: there is one processor only; to grant it, set AllowedCPUs=0-1")
+    assert policy["affinity"] == record["affinity"]
+    assert now["cores"] == [max(os.sched_getaffinity(0))]
+
+
+def test_a_processor_that_is_not_there_is_a_refusal() -> None:
+    record, now = show("cores |= {900}", BECOME_GATE)
+    assert record["affinity"].startswith("refused: Invalid argument")
+    assert now["cores"] == sorted(os.sched_getaffinity(0))
+
+
+def test_what_the_configuration_does_not_want_is_off_and_no_warning() -> None:
+    gate, policy, now = show(
+        "realtime.become_gate(cores, None, lock=False).tell(Telemetry())",
+        "realtime.become_policy(cores, None).tell(Telemetry())",
+    )
+    assert gate["fifo"] == policy["fifo"] == 'off: realtime.scheduler is "other"'
+    assert gate["memory"] == "off: realtime.lock_memory is false"
+    assert "locked memory" not in gate["message"]
+    assert "real-time scheduling" not in gate["message"]
+    assert (now["policy"], now["locked_kb"]) == (ORDINARY, 0)
+
+
+INHERIT = """
+import subprocess
+from mvla_daemon.ops.child import start_module
+"""
+
+
+@pytest.mark.skipif(not holds(CAP_SYS_RESOURCE), reason="nobody here may protect anything")
+def test_children_are_not_protected_with_the_gate() -> None:
+    child = "child = start_module('mvla_daemon.sim.controller_process', '--parent-pid', str(os.getpid()), stdin=-1)"
+    look = "said.append({'oom': int(Path(f'/proc/{child.pid}/oom_score_adj').read_text())})"
+    record, seen, now = show(INHERIT, BECOME_GATE, child, look, "with child: child.kill()")
+    assert (record["oom"], now["oom"], seen["oom"]) == ("granted", -1000, 0)
+
+
+@pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to real-time scheduling")
+def test_children_are_ordinary_beside_a_gate_that_is_real_time() -> None:
+    child = "child = subprocess.Popen(['sleep', '60'])"
+    look = "said.append({'policy': os.sched_getscheduler(child.pid)})"
+    record, seen, now = show(INHERIT, BECOME_GATE, child, look, "with child: child.kill()")
+    assert (record["fifo"], now["priority"]) == ("granted", 80)
+    assert seen["policy"] == os.SCHED_OTHER
+
+
+def test_who_was_to_go_early_before_still_is() -> None:
+    """Only protection is taken from a child; what is worse than ordinary stays."""
+    child = start_module("mvla_daemon.sim.controller_process", "--parent-pid", str(os.getpid()), stdin=-1, stdout=-1)
+    with child:
+        score = Path(f"/proc/{child.pid}/oom_score_adj")
+        assert int(score.read_text()) == max(OWN_OOM, 0)
+        score.write_text("700")
+        from mvla_daemon.ops.realtime import expose  # noqa: PLC0415 - what start_module has just called
+
+        expose(child.pid)
+        assert score.read_text() == "700\n"
+        child.kill()
+    expose(child.pid)
+
+
+# --- the whole daemon ---
+
+WITHOUT = """
+import ctypes, os, resource, sys
+libc = ctypes.CDLL(None)
+for number in {privileges}:
+    libc.prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP: with the next program they are gone
+for limit in (resource.RLIMIT_RTPRIO, resource.RLIMIT_MEMLOCK):
+    resource.setrlimit(limit, (0, 0))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A daemon that may do nothing that an ordinary user may not, whoever runs the tests."""
+    wrapper = [sys.executable, "-c", WITHOUT.format(privileges=PRIVILEGES)]
+    monkeypatch.setattr(tests.rig, "command", lambda *words: [*wrapper, *command(*words)])
+    with Rig(tmp_path, scene) as rig:
+        yield rig
+
+
+def test_a_daemon_without_privileges_drives_and_says_what_both_its_processes_got(unprivileged: Rig) -> None:
+    rig = unprivileged
+    rig.start_driving()
+    rig.wait_until(lambda: len(rig.events("realtime")) == 2, "both records")
+    records = {record["process"]: record for record in rig.events("realtime")}
+    gate, policy = records["gate"], records["policy"]
+    assert (gate["pid"], policy["pid"]) == (rig.pid, rig.policy_pid())
+    assert gate["level"] == policy["level"] == "warning"
+    for record, field in ((gate, "fifo"), (gate, "memory"), (gate, "oom"), (policy, "fifo")):
+        assert str(record[field]).startswith("refused: ")
+    for record, field in ((gate, "garbage"), (policy, "garbage"), (policy, "parent_death"), (policy, "oom")):
+        assert record[field] == "granted"
+    assert os.sched_getscheduler(rig.pid) == ORDINARY
+    assert Path(f"/proc/{rig.policy_pid()}/oom_score_adj").read_text() == "1000\n"
+    reporter = next(
+        pid
+        for pid in Path(f"/proc/{rig.pid}/task/{rig.pid}/children").read_text().split()
+        if "ops.reporter" in Path(f"/proc/{pid}/cmdline").read_text()
+    )
+    assert int(Path(f"/proc/{reporter}/oom_score_adj").read_text()) == max(OWN_OOM, 0)
+    assert rig.tell("stop").stdout == "stopping\n"
+    rig.wait_for("STOP")
