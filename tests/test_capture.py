@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import zlib
@@ -132,6 +133,23 @@ def test_good_pictures_come_out_in_order_with_their_crc() -> None:
     assert all(frame.crc == crc for frame, _, crc in seen.frames)
     assert seen.frames[0][0].captured_ns < seen.frames[1][0].captured_ns <= time.monotonic_ns()
     assert (seen.faults, seen.events) == ({}, [])
+
+
+def test_the_camera_is_read_before_ordinary_programs_run_where_that_is_granted() -> None:
+    nice: list[int] = []
+
+    def asking(into: NDArray[np.uint8]) -> Capture:
+        nice.append(os.getpriority(os.PRIO_PROCESS, 0))
+        return picture()(into)
+
+    captured(ScriptedCamera(asking))
+    at_first = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    except PermissionError:
+        pytest.skip("precedence is not granted here")
+    os.setpriority(os.PRIO_PROCESS, 0, at_first)
+    assert nice == [-20]
 
 
 def test_hidden_delay_is_taken_off_the_capture_time() -> None:

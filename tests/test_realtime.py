@@ -157,6 +157,21 @@ def test_the_policy_process_is_off_the_gates_processor_and_the_first_to_go() -> 
         assert (record["fifo"], now["priority"]) == ("granted", 70)
 
 
+@pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to precedence")
+def test_the_engines_thread_precedes_ordinary_programs_and_is_not_real_time() -> None:
+    ask = """
+import asyncio
+from mvla_daemon.engines.thinker import EngineThread
+loop = asyncio.new_event_loop()
+thread = EngineThread(loop)
+how = [loop.run_until_complete(thread.call(ask, 0)) for ask in (lambda _: os.getpriority(0, 0), os.sched_getscheduler)]
+said.append({"nice": how[0], "policy": how[1]})
+"""
+    record, thread, now = show(BECOME_POLICY, ask)
+    assert (record["precedence"], now["priority"]) == ("granted", 70)
+    assert thread == {"nice": -20, "policy": os.SCHED_OTHER}
+
+
 def test_on_one_processor_both_say_so_and_run() -> None:
     record, policy, now = show("cores = {max(cores)}", BECOME_GATE, BECOME_POLICY)
     assert record["affinity"].startswith("refused: there is one processor only; to grant it, set AllowedCPUs=0-1")
@@ -227,7 +242,7 @@ import ctypes, os, resource, sys
 libc = ctypes.CDLL(None)
 for number in {privileges}:
     libc.prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP: with the next program they are gone
-for limit in (resource.RLIMIT_RTPRIO, resource.RLIMIT_MEMLOCK):
+for limit in (resource.RLIMIT_RTPRIO, resource.RLIMIT_MEMLOCK, resource.RLIMIT_NICE):
     resource.setrlimit(limit, (0, 0))
 os.execv(sys.argv[1], sys.argv[1:])
 """
@@ -250,7 +265,7 @@ def test_a_daemon_without_privileges_drives_and_says_what_both_its_processes_got
     gate, policy = records["gate"], records["policy"]
     assert (gate["pid"], policy["pid"]) == (rig.pid, rig.policy_pid())
     assert gate["level"] == policy["level"] == "warning"
-    for record, field in ((gate, "fifo"), (gate, "memory"), (gate, "oom"), (policy, "fifo")):
+    for record, field in ((gate, "fifo"), (gate, "memory"), (gate, "oom"), (policy, "fifo"), (policy, "precedence")):
         assert str(record[field]).startswith("refused: ")
     for record, field in ((gate, "garbage"), (policy, "garbage"), (policy, "parent_death"), (policy, "oom")):
         assert record[field] == "granted"

@@ -15,6 +15,7 @@ from mvla_daemon.core.image import Preprocessor
 from mvla_daemon.core.messages import Stage, Velocity
 from mvla_daemon.engines.base import Engine
 from mvla_daemon.engines.manifest import Manifest
+from mvla_daemon.ops.realtime import precede_others
 
 _Job: TypeAlias = "tuple[Callable[[Any], object], Callable[[Exception], object], Callable[..., Any], tuple[Any, ...]]"
 
@@ -47,6 +48,7 @@ class EngineThread:
         return future
 
     def _run(self) -> None:
+        precede_others()
         while True:
             then, failed, function, arguments = self._jobs.get()
             try:

@@ -38,6 +38,12 @@ _WISHES = {
         "AllowedCPUs=0-1",
         "sudo taskset --cpu-list --pid 0-1 $$",
     ),
+    "precedence": _Wish(
+        "precedence over ordinary programs",
+        "on a busy machine pictures and inferences wait for other programs",
+        "LimitNICE=-20",
+        "sudo prlimit --pid $$ --nice=40",
+    ),
     "oom": _Wish(
         "protection when memory runs out",
         "the gate can be killed, and only the controller's watchdog stops the robot",
@@ -54,6 +60,7 @@ _ALIKE = {
     "garbage": "garbage collector frozen",
     "parent_death": "ends with the gate",
     "timer_slack": "exact timers",
+    "precedence": "before ordinary programs",
 }
 _GRANTED = {
     "gate": {**_ALIKE, "affinity": "a processor to itself", "oom": "never killed for memory"},

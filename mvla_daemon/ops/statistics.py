@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.ops.telemetry import Cycle, GateCycle, PolicyCycle
@@ -86,12 +86,11 @@ class Statistics:
     def stage_ms(self, name: str, newest: int = KEPT) -> list[float]:
         """The sorted times of one stage over the newest cycles that began with a frame."""
         column = [known for known, _ in STAGES].index(name)
-        rows = list(self._stages)[-newest:]
-        return sorted(row[column] for row in rows)
+        return sorted(row[column] for row in islice(reversed(self._stages), newest))
 
     def rate_hz(self, now_ns: int) -> float:
         """Commands written in the last second."""
-        return float(sum(1 for t in list(self._written_ns)[-2000:] if now_ns - t <= SECOND))
+        return float(sum(1 for t in islice(reversed(self._written_ns), 2000) if now_ns - t <= SECOND))
 
     def gaps_ms(self) -> list[float]:
         """The sorted times between one written command and the next; pauses after a stop (over a second) left out."""
