@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types lock clean venv
+.PHONY: help run test lint types coverage explore mutants lock clean venv
 # What a user's shell sets for other projects must not change what is installed, tested or run here.
 unexport $(filter PYTHON% PYTEST_% MYPY% RUFF_% VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_CONSTRAINT \
 	PIP_REQUIRE_VIRTUALENV PIP_NO_BINARY PIP_NO_DEPS PIP_DRY_RUN,$(.VARIABLES))
@@ -28,6 +28,19 @@ lint: venv  ## ruff: rules and format
 
 types: venv  ## mypy, strict
 	@exec "$(VENV)/bin/python" -m mypy
+
+# What can be proved of the pure core; `make test` has the short forms.
+coverage: venv  ## every branch of core/ and motors/ is tested (a minute)
+	@mkdir -p build
+	"$(VENV)/bin/python" -m coverage run -m pytest -q $(patsubst %,tests/test_%.py,action admission freshness image \
+		limits link_v1 motion_watch mvla safety schedule serial_port)
+	exec "$(VENV)/bin/python" -m coverage report $(ARGS)
+
+explore: venv  ## every life of the state machine, with its rules judged at each step (minutes)
+	@exec "$(VENV)/bin/python" -m tests.exploration $(ARGS)
+
+mutants: venv  ## a thousand small faults put into the core, each of which a test must notice (half an hour)
+	@exec "$(VENV)/bin/python" scripts/mutants.py $(ARGS)
 
 lock:  ## requirements.lock anew from pyproject.toml (needs uv)
 	@exec scripts/lock.sh $(ARGS)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Mutation testing: makes each small change to the safety core, the limits and the codec, and runs their unit tests.
 
 A change that no test notices is a hole in the tests. Each of those has to be killed by a better test, or stands in
@@ -144,9 +143,10 @@ def run(mutants: Iterable[Mutant], jobs: int, total: int) -> list[Mutant]:
             sys.exit(f"pytest could not run the tests of {mutant.file} (it ended with {code})")
         if code == 0:
             survivors.append(mutant)
-            print(f"\r\033[K{described(mutant)}\n", flush=True)
+            if mutant.change.text:
+                print(f"\r\033[K{described(mutant)}\n", flush=True)
         left_s = (time.monotonic() - began_s) / done * (total - done)
-        print(f"\r\033[K{done}/{total}, {len(survivors)} survived, {left_s / 60:.0f} min left", end="", flush=True)
+        print(f"\r\033[K{done}/{total} tried, about {left_s / 60:.0f} min left ", end="", flush=True)
 
 
 def described(mutant: Mutant) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.onnx_models import ModelFile
-from tests.proving import Proving, the_wire_is_right
+from tests.proving import Proving
 from tests.rig import GroundRig, Scene
 
 SIZE = (120, 160)
@@ -163,9 +164,15 @@ def proving(studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     proving.close()
 
 
+@pytest.fixture(scope="session")
+def meanwhile() -> Iterator[ThreadPoolExecutor]:
+    """For daemons that take long, and need no watching, beside the one of the proving ground."""
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
 @pytest.fixture
 def ground(proving: Proving) -> Iterator[GroundRig]:
     """A robot that drives on the proving ground; many tests share it."""
-    rig = proving.ready()
-    yield rig
-    the_wire_is_right(rig.read_wire())
+    yield proving.ready()
+    proving.judge()

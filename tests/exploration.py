@@ -170,6 +170,7 @@ def judged(rules: Rules, before: Node, event: Event, after: State, effects: tupl
     _judge_way(state, event, after, did)
     _judge_motion(rules, before, event, after, effects)
     _judge_reason(rules, state, event, after)
+    _judge_count(rules, state, event, after)
     _judge_time(before, event, after, effects)
     _judge_end(state, event, after, effects)
     asked = event.what is What.ARM and not event.missing
@@ -242,6 +243,14 @@ def _judge_reason(rules: Rules, state: State, event: Event, after: State) -> Non
     if after.phase is Phase.STOPPED:
         assert after.reason in RECOVERABLE
         assert rules.auto_recover
+    if state.disarming:
+        assert state.reason is Reason.OPERATOR, "what is stricter than the operator latches"
+    if event.what is What.STOP and after.phase in {Phase.STOPPING, Phase.STOPPED} and not after.exiting:
+        assert after.reason not in RECOVERABLE, "an operator's stop does not pass by itself"
+
+
+def _judge_count(rules: Rules, state: State, event: Event, after: State) -> None:
+    """How often it has stopped of late decides whether it may go on by itself."""
     if after.phase is Phase.STOPPING and state.phase is not Phase.STOPPING:
         assert after.stops_ns[-1:] == (NOW,), "each stop is counted"
         assert len(after.stops_ns) <= rules.max_stops
@@ -253,10 +262,6 @@ def _judge_reason(rules: Rules, state: State, event: Event, after: State) -> Non
         elif state.reason in RECOVERABLE and rules.auto_recover and recent < rules.max_stops:
             expected = Phase.STOPPED
         assert after.phase is expected, "after standstill the reason and the count decide"
-    if state.disarming:
-        assert state.reason is Reason.OPERATOR, "what is stricter than the operator latches"
-    if event.what is What.STOP and after.phase in {Phase.STOPPING, Phase.STOPPED} and not after.exiting:
-        assert after.reason not in RECOVERABLE, "an operator's stop does not pass by itself"
 
 
 def _judge_time(before: Node, event: Event, after: State, effects: tuple[Effect, ...]) -> None:

@@ -83,7 +83,7 @@ class Pace:
 
 CALM = Pace(10, 100, 500, 500)
 REAL = Pace(50, 20, 100, 100)
-BRISK = Pace(20, 50, 300, 300)
+BRISK = Pace(20, 50, 200, 300)
 """As calm as many stops and armings one after the other can afford to be."""
 
 
@@ -125,6 +125,8 @@ class Rig:
         self._said_at = 0
         self._said_reader = WireReader()
         self._statuses: list[WireFrame] = []
+        self._events: list[dict[str, object]] = []
+        self._events_at = 0
         self.wire: list[Timed] = []
         self.environment: dict[str, str] = {}
         self._stderr: IO[str] | None = None
@@ -174,6 +176,7 @@ class Rig:
         if self._stderr is not None:
             self._stderr.close()
         self._stderr = (self.folder / "stderr.log").open("w")
+        self._events, self._events_at = [], 0
         self._daemon = subprocess.Popen(
             command(self.config, *words),
             cwd=ROOT,
@@ -201,8 +204,13 @@ class Rig:
         return (self.folder / "stderr.log").read_text()
 
     def events(self, kind: str) -> list[dict[str, object]]:
-        lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
-        return [line for line in lines if line.get("kind") == kind]
+        """The records of a kind; each is read once, because this is asked again and again."""
+        with (self.folder / "stderr.log").open("rb") as log:
+            log.seek(self._events_at)
+            *lines, unfinished = log.read().split(b"\n")
+            self._events_at = log.tell() - len(unfinished)
+        self._events += [json.loads(line) for line in lines if line.startswith(b"{")]
+        return [event for event in self._events if event.get("kind") == kind]
 
     def policy_pid(self) -> int:
         for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
@@ -300,17 +308,11 @@ class Rig:
 class GroundRig(Rig):
     """A daemon on the self-test's proving ground: robot, line and camera fail on order, and so does the policy process.
 
-    `link` is the name by which the daemon knows its port, whatever pty that is. `real_fps` is the camera's real rate,
-    whatever the configuration says.
+    `link` is the name by which the daemon knows its port, whatever pty that is.
     """
 
-    def __init__(self, folder: Path, scene: Scene, *, pace: Pace = CALM, real_fps: float = 50) -> None:
-        super().__init__(folder, scene, pace=pace)
-        self._real_fps = real_fps
-
     def __enter__(self) -> Self:
-        words = ("--log", str(self._log_path), "--fps", str(self._real_fps))
-        there = self._start_far("mvla_daemon.selftest.ground_process", *words)
+        there = self._start_far("mvla_daemon.selftest.ground_process", "--log", str(self._log_path))
         port, self.camera = there
         self.port = "sim://"
         self.link = self.folder / "usb-motors"
@@ -321,14 +323,15 @@ class GroundRig(Rig):
     def start(self, *words: str) -> None:
         super().start(*words, "--ground", str(self.link), self.camera, str(self.folder / "sabotage"))
 
-    def order(self, words: str) -> list[str]:
-        """Have the ground do something; what its answer says beside the time."""
-        self.far(words)
+    def order(self, *orders: str) -> list[str]:
+        """Have the ground do something, or several things; what its last answer says beside the time."""
+        self.far("\n".join(orders))
         assert self._far is not None
         assert self._far.stdout is not None
-        answer = self._far.stdout.readline().split()
-        assert answer[0] == "done", f"the ground does not know {words!r}"
-        return answer[2:]
+        answers = [self._far.stdout.readline().split() for _ in orders]
+        for words, answer in zip(orders, answers, strict=True):
+            assert answer[0] == "done", f"the ground does not know {words!r}"
+        return answers[-1][2:]
 
     def sabotage(self, words: str, *, answered: bool = True) -> None:
         """Have the policy process do something; `answered` once it has been done."""

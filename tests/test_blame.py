@@ -7,8 +7,8 @@ import pwd
 import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.conftest import slow_model, write_manifest
 from tests.rig import PATIENCE_S, Rig, Scene, freeze, thaw
 
 MS = 1_000_000
+TRIES = 5
 SLEEP_ON_SIGNAL = """
 import signal, time
 signal.signal(signal.SIGUSR1, lambda *_: time.sleep(0.6))
@@ -45,8 +46,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory, studio: Path) -> Iterator[Rig]
 
 def drive(rig: Rig) -> int:
     """The robot drives again, and has done so for a while; the policy process."""
+    rig.arm()
     before = len(rig.read_wire())
-    rig.wait_for("VELOCITY", after=before, count=3)
+    rig.wait_for("VELOCITY", after=before, count=2)
     return rig.policy_pid()
 
 
@@ -92,8 +94,33 @@ def catch(pid: int, stage: Stage) -> Doing:
 
 
 def stop_record(rig: Rig, known: int) -> dict[str, Any]:
-    rig.wait_until(lambda: len(rig.events("stop")) > known, "stop")
-    return rig.events("stop")[known]
+    """The record of the stop that comes now; empty where none does, because the robot was not driving just then."""
+    before = len(rig.read_wire())
+
+    def comes_no_more() -> bool:
+        driven = [timed for timed in rig.read_wire()[before:] if timed.kind == "VELOCITY"]
+        return len(driven) > 20 or rig.ask("status")["state"] == "latched"
+
+    rig.wait_until(lambda: len(rig.events("stop")) > known or comes_no_more(), "stop")
+    return rig.events("stop")[known] if len(rig.events("stop")) > known else {}
+
+
+def stopped_in(rig: Rig, stage: Stage, then: Callable[[int], None]) -> tuple[dict[str, Any], Doing]:
+    """Catch the driving policy process in a stage; the record of the stop that this brings about, and what was caught.
+
+    `then` is done to the caught process. A busy machine can bring about a stop of its own just before, in the same cycle too.
+    """
+    for _ in range(TRIES):
+        pid = drive(rig)
+        known = len(rig.events("stop"))
+        caught = catch(pid, stage)
+        then(pid)
+        record = stop_record(rig, known)
+        with suppress(ProcessLookupError):
+            thaw(pid)
+        if record.get("cycle") == caught.cycle and "policy_process" in record:
+            return record, caught
+    raise AssertionError(f"no stop for what was done in {stage.label}: {record}")
 
 
 def is_true(rig: Rig, record: dict[str, Any], caught: Doing) -> None:
@@ -111,11 +138,7 @@ def is_true(rig: Rig, record: dict[str, Any], caught: Doing) -> None:
 
 @pytest.mark.parametrize("stage", [Stage.COMPUTE, Stage.WAIT_FRAME])
 def test_a_frozen_process_is_blamed_by_stage_and_as_frozen(rig: Rig, stage: Stage) -> None:
-    pid = drive(rig)
-    known = len(rig.events("stop"))
-    caught = catch(pid, stage)
-    record = stop_record(rig, known)
-    thaw(pid)
+    record, caught = stopped_in(rig, stage, lambda _: None)
     assert record["reason"] == "deadline_missed"
     assert record["stage"] == stage.label
     is_true(rig, record, caught)
@@ -128,19 +151,21 @@ def test_a_frozen_process_is_blamed_by_stage_and_as_frozen(rig: Rig, stage: Stag
 
 @pytest.mark.parametrize(("begins", "blamed"), [(Stage.WAIT_FRAME, "wait_frame"), (Stage.COMPUTE, "send")])
 def test_a_blocked_event_loop_is_not_taken_for_the_camera_or_the_network(rig: Rig, begins: Stage, blamed: str) -> None:
-    for _ in range(5):  # on a busy machine the stage can be over before the signal comes
+    for _ in range(TRIES):  # on a busy machine the stage can be over before the signal comes
         pid = drive(rig)
         known = len(rig.events("stop"))
         with board_of(pid) as board:
             wait_for_stage(board, begins)
         os.kill(pid, signal.SIGUSR1)
         record = stop_record(rig, known)
+        if not record:
+            continue
         assert record["reason"] == "deadline_missed"
         assert "policy_process" not in record
         if record["stage"] == blamed and ("frame_waiting_us" in record) is (begins is Stage.WAIT_FRAME):
             break
     else:
-        pytest.fail(f"blamed is not {blamed}: {record['event']}")
+        pytest.fail(f"blamed is not {blamed}: {record}")
     if begins is Stage.WAIT_FRAME:
         waited_ms = record["frame_waiting_us"] / 1000
         assert 0 < waited_ms < record["duration_us"] / 1000
@@ -148,11 +173,7 @@ def test_a_blocked_event_loop_is_not_taken_for_the_camera_or_the_network(rig: Ri
 
 
 def test_a_killed_process_is_blamed_by_what_it_was_at(rig: Rig) -> None:
-    pid = drive(rig)
-    known = len(rig.events("stop"))
-    caught = catch(pid, Stage.COMPUTE)
-    os.kill(pid, signal.SIGKILL)
-    record = stop_record(rig, known)
+    record, caught = stopped_in(rig, Stage.COMPUTE, lambda pid: os.kill(pid, signal.SIGKILL))
     assert record["stage"] == "compute"
     is_true(rig, record, caught)
     assert record["reason"] in {"policy_lost", "deadline_missed"}

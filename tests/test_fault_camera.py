@@ -17,10 +17,9 @@ from mvla_daemon.cameras.base import CameraError
 from mvla_daemon.cameras.capture import CaptureThread
 from mvla_daemon.cameras.slot import NewestFrameSlot
 from mvla_daemon.cameras.v4l2 import V4l2Camera
-from tests.proving import CAMERA_LOST, FRAME_FROZEN, FRAME_STALE, drives_on, provoke
-from tests.rig import PATIENCE_S, GroundRig
+from tests.proving import CAMERA_LOST, FRAME_FROZEN, FRAME_STALE, LONG, drives_on, latched, provoke, stop_record
+from tests.rig import PATIENCE_S, GroundRig, reasons
 
-MAX_FRAME_AGE_NS = 300_000_000
 HEIGHT, WIDTH = 120, 160
 
 
@@ -29,54 +28,66 @@ HEIGHT, WIDTH = 120, 160
 
 def test_a_camera_that_is_gone_is_stale_then_lost_and_is_opened_again(ground: GroundRig) -> None:
     told = len(ground.events("camera_back"))
-    wire = provoke(ground, lambda: ground.order("camera gone"), FRAME_STALE, CAMERA_LOST)
-    kinds = [kind for kind, _ in itertools.groupby(timed.kind for timed in wire if timed.kind != "HELLO")]
-    assert kinds[-2:] in (["VELOCITY", "STOP"], ["STOP"])
-    ground.wait_until(lambda: ground.ask("status")["state"] == "latched", "latch")
+    provoke(ground, lambda: ground.order("camera gone"), FRAME_STALE, CAMERA_LOST)
+    assert latched(ground) == "camera_lost"
     ground.order("camera back")
     ground.wait_until(lambda: len(ground.events("camera_back")) > told, "camera")
     ground.arm()
 
 
 def test_a_read_that_blocks_is_stale_then_lost_and_holds_up_nobody(ground: GroundRig) -> None:
-    pid = ground.policy_pid()
-    provoke(ground, lambda: ground.order("camera silent on"), FRAME_STALE)
-    asked_s = time.monotonic()
+    wire = provoke(ground, lambda: ground.order("camera silent on"), FRAME_STALE)
     assert ground.ask("status")["reason"] in {"frame_stale", "camera_lost"}
-    assert time.monotonic() - asked_s < 1
-    ground.wait_until(lambda: ground.ask("status")["reason"] == "camera_lost", "loss of the camera")
+    pid, before = ground.policy_pid(), len(ground.read_wire()) - len(wire)
+    ground.wait_until(lambda: reasons(ground, before)[-1] == CAMERA_LOST, "loss of the camera")
     ground.order("camera silent off")
     ground.arm()
     assert ground.policy_pid() == pid  # its loop did not wait for the read
 
 
 def test_a_picture_that_a_driver_repeats_for_ever_is_frozen(ground: GroundRig) -> None:
-    began_ns = time.monotonic_ns()
-    wire = provoke(ground, lambda: ground.order("camera freeze on"), FRAME_FROZEN)
+    began_ns = 0
+
+    def freeze() -> None:
+        nonlocal began_ns
+        began_ns = time.monotonic_ns()
+        ground.order("camera freeze on")
+
+    wire = provoke(ground, freeze, FRAME_FROZEN)
     stop = next(timed for timed in wire if timed.kind == "STOP")
     assert stop.at_ns - began_ns >= 400_000_000  # for frozen_after_ms it may be a coincidence
-    assert ground.ask("status")["reason"] == "frame_frozen"
+    assert latched(ground) == "frame_frozen"
 
 
 @pytest.mark.parametrize(
-    ("fault", "end"),
+    "fault",
     [
-        ("camera black on", "camera black off"),
-        ("camera repeat on", "camera repeat off"),
-        ("camera backwards on", "camera backwards off"),
-        ("camera skew 20", "camera skew 0"),
+        "camera black on",
+        pytest.param("camera repeat on", marks=LONG),
+        "camera backwards on",
+        "camera skew 20",
     ],
 )
-def test_no_command_comes_from_a_picture_that_is_black_or_of_an_impossible_time(
-    ground: GroundRig, fault: str, end: str
-) -> None:
+def test_no_command_comes_from_a_picture_that_is_black_or_of_an_impossible_time(ground: GroundRig, fault: str) -> None:
     """The last good picture is held until it is too old; the bad ones are never counted as frozen."""
-    ordered_ns = time.monotonic_ns()
     wire = provoke(ground, lambda: ground.order(fault), FRAME_STALE)
-    ground.order(end)
-    held = [timed for timed in wire if timed.kind == "VELOCITY"]
-    assert all(timed.at_ns < ordered_ns + MAX_FRAME_AGE_NS + 50_000_000 for timed in held)
-    ground.arm()
+    held = itertools.takewhile(lambda kind: kind == "VELOCITY", (timed.kind for timed in wire))
+    # One for each T until max_frame_age, one of a cycle that was under way, one of a picture that came before the first
+    # bad one.
+    assert len(list(held)) <= 200 // 50 + 2
+
+
+def test_a_camera_that_slows_down_in_the_dark_is_stopped_for_as_stale(ground: GroundRig) -> None:
+    """What 7.5 pictures a second are for a max_frame_age of 100 ms: each is held until it is too old, no longer."""
+    told = 0
+
+    def slow_down() -> None:
+        nonlocal told
+        told = len(ground.events("stop"))
+        ground.order("camera fps 3.75")
+
+    provoke(ground, slow_down, FRAME_STALE)
+    assert stop_record(ground, told)["reason"] == "frame_stale"
 
 
 def test_a_few_milliseconds_ahead_is_a_clocks_rounding(ground: GroundRig) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.proving import (
+    BUSY,
     DEADLINE_MISSED,
     FRAME_STALE,
     LIMIT_VIOLATED,
@@ -21,70 +22,78 @@ from tests.proving import (
     POLICY_LOST,
     SEQUENCE_ERROR,
     SHUTDOWN,
+    TRIES,
     WORDS,
+    WireJudge,
     drives_on,
+    is_wanted,
+    latched,
     provoke,
-    the_wire_is_right,
+    put_right,
+    stop_record,
+    until_armed,
 )
-from tests.rig import BRISK, GroundRig, Scene, Timed, freeze, gone, reasons, thaw
+from tests.rig import BRISK, GroundRig, Scene, freeze, gone, reasons, thaw
+
+AT_THE_LIMITS = {"vx": 500_000, "vy": -500_000, "wz": 1_500_000}
+LOST = {DEADLINE_MISSED, FRAME_STALE, POLICY_LOST}
+"""The reasons on the way to a lost policy; which one is first depends on what is noticed first."""
 
 
 def counted(rig: GroundRig, name: str) -> int:
     return int(rig.ask("status")["counts"].get(name, 0))
 
 
-def latched(rig: GroundRig) -> str:
-    rig.wait_until(lambda: rig.ask("status")["state"] == "latched", "latch")
-    return str(rig.ask("status")["reason"])
-
-
-def after_the_stop(wire: list[Timed]) -> list[str]:
-    at = next(i for i, timed in enumerate(wire) if timed.kind == "STOP")
-    return [timed.kind for timed in wire[at:]]
-
-
 # --- too late ---
 
 
-@pytest.mark.parametrize("longer_ms", [51, pytest.param(100, marks=LONG), 400])
+@pytest.mark.parametrize("longer_ms", [51, pytest.param(100, marks=LONG), pytest.param(400, marks=LONG)])
 def test_an_inference_that_takes_too_long_is_stopped_for_and_its_result_dropped(
     ground: GroundRig, longer_ms: int
 ) -> None:
-    before, told = counted(ground, "abandoned_cycle"), len(ground.events("stop"))
-    wire = provoke(ground, lambda: ground.sabotage(f"compute {longer_ms}"), DEADLINE_MISSED)
-    assert "VELOCITY" not in after_the_stop(wire)
+    before = counted(ground, "abandoned_cycle")
+    told = 0
+
+    def take_longer() -> None:
+        nonlocal told
+        told = len(ground.events("stop"))
+        ground.sabotage(f"compute {longer_ms}")
+
+    provoke(ground, take_longer, DEADLINE_MISSED, as_meant=lambda: stop_record(ground, told).get("stage") == "compute")
     assert counted(ground, "abandoned_cycle") > before
-    ground.wait_until(lambda: len(ground.events("stop")) > told, "record")
-    record = ground.events("stop")[-1]
-    assert (record["reason"], record["stage"]) == ("deadline_missed", "compute")
+    record = stop_record(ground, told)
+    assert record["reason"] == "deadline_missed"
     assert 0 < int(str(record["duration_us"])) < 1_000_000
 
 
 @pytest.mark.parametrize("how", ["loop 200", "gil 200"])
 def test_a_loop_that_is_blocked_or_a_lock_that_is_held_is_stopped_for(ground: GroundRig, how: str) -> None:
     told = len(ground.events("stop"))
-    wire = provoke(ground, lambda: ground.sabotage(how), DEADLINE_MISSED)
-    assert "VELOCITY" not in after_the_stop(wire)
-    ground.wait_until(lambda: len(ground.events("stop")) > told, "record")
-    assert "stage" in ground.events("stop")[-1]
+    provoke(ground, lambda: ground.sabotage(how), DEADLINE_MISSED)
+    assert stop_record(ground, told)["stage"]
 
 
 def test_a_recovery_within_a_millisecond_takes_no_stop_back(ground: GroundRig) -> None:
     pid = ground.policy_pid()
-    told = len(ground.events("stop"))
-    before = len(ground.read_wire())
-    counted_before = ground.ask("status")["stops_in_window"]
-    freeze(pid)
-    ground.wait_for("STOP", after=before)
-    thaw(pid)
-    ground.wait_for("ARM", after=before)
-    kinds = after_the_stop(ground.read_wire()[before:])
-    assert "VELOCITY" not in kinds[: kinds.index("ARM")]
-    assert [event["reason"] for event in ground.events("stop")[told:]] == ["deadline_missed"]
-    assert ground.ask("status")["stops_in_window"] == counted_before + 1
+    for _ in range(TRIES):  # on a busy machine it can be later, and the policy be lost for it
+        put_right(ground)
+        told, known = len(ground.events("stop")), ground.ask("status")["stops_in_window"]
+        before = len(ground.read_wire())
+        freeze(pid)
+        ground.wait_for("STOP", after=before)
+        thaw(pid)
+        ground.arm()
+        if POLICY_LOST not in reasons(ground, before):
+            break
+        pid = ground.policy_pid()
+    kinds = [timed.kind for timed in ground.read_wire()[before:]]
+    assert "ARM" in kinds[kinds.index("STOP") :]
+    assert set(until_armed(ground.read_wire()[before:])) <= {"STOP", "HELLO"}
+    assert stop_record(ground, told)["reason"] in {"deadline_missed", "frame_stale"}
+    assert ground.ask("status")["stops_in_window"] > known
 
 
-@pytest.mark.parametrize("kind", ["early", "late"])
+@pytest.mark.parametrize("kind", ["early", pytest.param("late", marks=LONG)])
 def test_a_lie_about_a_start_only_tightens_the_deadline(ground: GroundRig, kind: str) -> None:
     provoke(ground, lambda: ground.sabotage(f"start {kind}"), DEADLINE_MISSED)
 
@@ -94,17 +103,15 @@ def test_a_start_in_the_future_begins_when_it_is_received(ground: GroundRig) -> 
 
 
 def test_commands_from_one_old_picture_are_stale(ground: GroundRig) -> None:
-    told = len(ground.events("stop"))
-    provoke(ground, lambda: ground.sabotage("stale on"), FRAME_STALE)
-    ground.wait_until(lambda: len(ground.events("stop")) > told, "record")
-    ground.sabotage("stale off")
-    ground.arm()
+    """While it gets older the robot drives by it, as by any picture."""
+    wire = provoke(ground, lambda: ground.sabotage("stale on"), FRAME_STALE)
+    assert wire[0].kind == "VELOCITY"
 
 
 # --- wrong ---
 
 
-@pytest.mark.parametrize("wish", ["nan 0 0", "0 inf 0", pytest.param("0 0 -inf", marks=LONG)])
+@pytest.mark.parametrize("wish", ["nan 0 0", pytest.param("0 inf 0", marks=LONG), pytest.param("0 0 -inf", marks=LONG)])
 def test_a_number_that_is_none_is_never_on_the_wire_and_poisons_nothing(ground: GroundRig, wish: str) -> None:
     provoke(ground, lambda: ground.sabotage(f"wish {wish} 1"), NOT_FINITE)
     assert latched(ground) == "not_finite"
@@ -120,45 +127,59 @@ def test_a_number_that_is_none_from_the_first_cycle_on_is_never_armed(ground: Gr
     ground.sabotage("wish 0 nan 0 1000000")
     assert ground.ask("arm")["ok"]
     ground.wait_until(lambda: "not_finite" in ground.ask("status")["refusal"], "refusal")
-    ground.sabotage("wish 0 0 0 0")
     assert {timed.kind for timed in ground.read_wire()[before:]} <= {"HELLO", "STOP"}
 
 
 def test_a_denormal_number_is_zero(ground: GroundRig) -> None:
-    ground.sabotage("wish 1e-40 -1e-40 5e-324 1000000")
-    time.sleep(0.2)
-    drive = drives_on(ground)
-    assert {timed.frame.number(axis) for timed in drive for axis in ("vx", "vy", "wz")} == {0}
-    ground.sabotage("wish 0 0 0 0")
+    """And what comes after it is what it would have been."""
+
+    def speeds() -> list[int]:
+        newest = next(timed.frame for timed in reversed(ground.read_wire()) if timed.kind == "VELOCITY")
+        return [newest.number(axis) for axis in AT_THE_LIMITS]
+
+    drives_on(ground, lambda: ground.sabotage("wish 1e-40 -1e-40 5e-324 1000000"))
+    ground.wait_until(lambda: speeds() == [0, 0, 0], "zeros")
+    drives_on(ground, lambda: ground.sabotage("wish 0 0 0 0"))
+    ground.wait_until(lambda: speeds()[2] > 0, "motion")
 
 
 def test_up_to_ten_times_a_limit_is_clamped_and_comes_no_faster_than_allowed(ground: GroundRig) -> None:
     """Limits and accelerations of every number are judged by the fixture, for all that was written."""
-    ground.sabotage("wish 4.9 -4.9 14 1000000")
-    before = len(ground.read_wire())
-    at_the_limits = {"vx": 500_000, "vy": -500_000, "wz": 1_500_000}
-
-    def reached() -> bool:
-        newest = [timed.frame for timed in ground.read_wire()[before:] if timed.kind == "VELOCITY"][-1:]
-        return bool(newest) and all(newest[0].number(axis) == value for axis, value in at_the_limits.items())
-
-    ground.wait_until(reached, "limits")
-    for turn in range(12):  # about one cycle each
-        ground.sabotage(f"wish {4.9 * (-1) ** turn} 0 0 1000000")
-        time.sleep(0.05)
-    drive = drives_on(ground)
-    ground.sabotage("wish 0 0 0 0")
+    for _ in range(TRIES):  # a busy machine makes it begin again
+        before = len(ground.read_wire())
+        _wish_beyond_the_limits(ground)
+        for turn in range(12):
+            ground.sabotage(f"wish {4.9 * (-1) ** turn} 0 0 1000000")
+            ground.wait_for("VELOCITY", after=len(ground.read_wire()))
+        if not reasons(ground, before):
+            break
+        put_right(ground)
     assert reasons(ground, before) == []
     values = [timed.frame.number("vx") for timed in ground.read_wire()[before:] if timed.kind == "VELOCITY"]
     assert any(a > 0 >= b for a, b in pairwise(values))
-    assert drive
+
+
+def _wish_beyond_the_limits(rig: GroundRig) -> None:
+    before = len(rig.read_wire())
+
+    def reached() -> bool:
+        newest = [timed.frame for timed in rig.read_wire()[before:] if timed.kind == "VELOCITY"][-1:]
+        return bool(newest) and all(newest[0].number(axis) == value for axis, value in AT_THE_LIMITS.items())
+
+    rig.sabotage("wish 4.9 -4.9 14 1000000")
+    rig.wait_until(lambda: reached() or reasons(rig, before) != [], "limits")
 
 
 @pytest.mark.parametrize(
-    "how", ["wish 1e30 0 0 1", "offer 0.6 0 0 1", pytest.param("offer 0 0 -1.6 1", marks=LONG), "offer 0 -0.5 0 1"]
+    "how",
+    [
+        "wish 1e30 0 0 1",
+        pytest.param("offer 0.6 0 0 1", marks=LONG),
+        pytest.param("offer 0 0 -1.6 1", marks=LONG),
+        "offer 0 -0.5 0 1",  # inside the limits, but all at once
+    ],
 )
 def test_what_violates_a_limit_at_the_gate_is_stopped_for(ground: GroundRig, how: str) -> None:
-    """The last one is inside the limits but comes at once."""
     provoke(ground, lambda: ground.sabotage(how), LIMIT_VIOLATED)
     assert latched(ground) == "limit_violated"
 
@@ -173,17 +194,23 @@ def test_a_command_of_before_is_dropped_and_counted(ground: GroundRig, kind: str
 # --- hostile ---
 
 
-def test_a_policy_that_spins_on_every_core_misses_at_most_its_own_deadlines(ground: GroundRig) -> None:
+def test_a_policy_that_spins_on_every_core_harms_nobody_but_itself(ground: GroundRig) -> None:
+    """It may get late, or starve altogether; what the gate and the controller do goes on, and each stop is told."""
     told = len(ground.events("stop"))
     before = len(ground.read_wire())
-    ground.sabotage("spin 1")
-    time.sleep(1)
-    assert set(reasons(ground, before)) <= {DEADLINE_MISSED, FRAME_STALE}
-    ground.arm()
+    ground.sabotage("spin 0.5")
+    ground.wait_until(lambda: _lasted(ground, before, 0.5), "STATUS")
+    assert set(reasons(ground, before)) <= BUSY
+    put_right(ground)
     sessions = {timed.frame.session for timed in ground.read_wire()[before:] if timed.kind == "STOP"}
-    blamed = ground.events("stop")[told:]
-    assert len(blamed) >= len(sessions)
-    assert all(record["stage"] and record["reason"] in {"deadline_missed", "frame_stale"} for record in blamed)
+    ground.wait_until(lambda: len(ground.events("stop")) >= told + len(sessions), "record of each stop")
+    assert all(record["stage"] for record in ground.events("stop")[told:])
+
+
+def _lasted(rig: GroundRig, before: int, for_s: float) -> bool:
+    """Commands or STOPs have come for this long."""
+    wire = rig.read_wire()
+    return wire[-1].at_ns - wire[before - 1].at_ns >= for_s * 1e9
 
 
 def test_a_policy_has_nothing_of_the_gates_to_write_to(ground: GroundRig) -> None:
@@ -197,86 +224,111 @@ def test_a_policy_has_nothing_of_the_gates_to_write_to(ground: GroundRig) -> Non
 # --- broken: a new policy process each time ---
 
 
+def breaks(rig: GroundRig, how: str, *expected: int) -> None:
+    """Do it and see the robot stopped until an operator ends that, and the process replaced; then it drives again."""
+    pid = rig.policy_pid()
+    provoke(rig, lambda: rig.sabotage(how, answered=False), *expected)
+    assert latched(rig) in {"policy_lost", "policy_error", "sequence_error"}
+    rig.wait_until(lambda: gone(pid), "end of the old process")
+    put_right(rig)
+    assert rig.policy_pid() != pid
+
+
+def loses(rig: GroundRig, how: str) -> None:
+    """Do something that ends the process: a lost policy, and before it whatever is noticed earlier than its end."""
+    put_right(rig)
+    before = len(rig.read_wire())
+    if how == "SIGKILL":
+        os.kill(rig.policy_pid(), signal.SIGKILL)
+    else:
+        rig.sabotage(how, answered=False)
+    rig.wait_until(lambda: POLICY_LOST in reasons(rig, before), "STOP policy_lost")
+    assert set(reasons(rig, before)) <= LOST
+    assert reasons(rig, before)[-1] == POLICY_LOST
+    assert set(until_armed(rig.read_wire()[before:])) <= {"STOP", "HELLO"}
+    assert latched(rig) == "policy_lost"
+
+
+def test_an_inference_that_never_returns_is_a_lost_policy(ground: GroundRig) -> None:
+    breaks(ground, "compute forever", DEADLINE_MISSED, POLICY_LOST)
+
+
+def crash_loop(folder: Path, manifest: Path) -> None:
+    """Five new processes within a minute, each after a stop that only an operator ends; the sixth end is the daemon's.
+
+    Two of them die with memory to free. None of them is lost by its silence, however busy the machine.
+    """
+    with GroundRig(folder, Scene(None, manifest, 640, 480), pace=BRISK) as rig:
+        rig.start_driving(*WORDS, "--set", "safety.policy_dead_after_ms=15000")
+        breaks(rig, "raise", POLICY_ERROR)
+        breaks(rig, "flood 5000", SEQUENCE_ERROR)
+        rig.sabotage("grow 256")
+        loses(rig, "board")  # it cannot cut it off, but unmaps it, and crashes at its next stage; the gate has it still
+        put_right(rig)
+        rig.sabotage("grow 256")
+        killed = {rig.policy_pid()}
+        loses(rig, "SIGKILL")
+        # And such that do not even come to load, again and again: nothing arms any more.
+        before = len(rig.read_wire())
+        while not gone(rig.pid):
+            rig.wait_until(lambda: gone(rig.pid) or bool(_others(rig, killed)), "new process, or the end")
+            for pid in _others(rig, killed):
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+        assert rig.wait() == 70
+        assert len(killed) >= 3  # beside the three that ended before; a minute may have passed meanwhile
+        assert "The policy process ended 6 times within a minute" in rig.said()
+        assert set(reasons(rig, before)) <= {POLICY_LOST, SHUTDOWN}
+        assert {timed.kind for timed in rig.read_wire()[before:]} <= {"STOP", "HELLO"}
+        WireJudge().go_on(rig.read_wire())
+
+
+def _others(rig: GroundRig, known: set[int]) -> set[int]:
+    try:
+        return {rig.policy_pid()} - known
+    except (AssertionError, FileNotFoundError):
+        return set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def crashing(
+    request: pytest.FixtureRequest,
+    meanwhile: ThreadPoolExecutor,
+    studio: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Future[None] | None:
+    """Runs beside the other tests, since it mostly waits for processes that load."""
+    if not is_wanted(request, A_CRASH_LOOP):
+        return None
+    return meanwhile.submit(crash_loop, tmp_path_factory.mktemp("crashing"), studio / "steady.toml")
+
+
+A_CRASH_LOOP = "test_a_policy_process_that_is_broken_is_replaced_and_one_that_keeps_breaking_ends_the_daemon"
+
+
+def test_a_policy_process_that_is_broken_is_replaced_and_one_that_keeps_breaking_ends_the_daemon(
+    crashing: Future[None],
+) -> None:
+    crashing.result()
+
+
 @pytest.fixture
 def mortal(tmp_path: Path, studio: Path) -> Iterator[GroundRig]:
     with GroundRig(tmp_path, Scene(None, studio / "steady.toml", 640, 480), pace=BRISK) as rig:
         rig.start_driving(*WORDS)
         yield rig
-        the_wire_is_right(rig.read_wire())
-
-
-def dies(rig: GroundRig, how: str, *expected: int) -> None:
-    """Do it, see the robot stopped for good, and have it drive with a new policy process."""
-    pid = rig.policy_pid()
-    told = len(rig.events("policy_ready"))
-    wire = provoke(rig, lambda: rig.sabotage(how, answered=False), *expected)
-    assert "VELOCITY" not in after_the_stop(wire)
-    assert latched(rig) in {"policy_lost", "policy_error", "sequence_error"}
-    rig.wait_until(lambda: gone(pid), "end of the old process")
-    rig.wait_until(lambda: len(rig.events("policy_ready")) > told, "new process")
-    before = len(rig.read_wire())
-    assert reasons(rig, before) in ([], [expected[-1]])
-    assert "ARM" not in {timed.kind for timed in wire}
-    rig.arm()
-
-
-def test_a_policy_process_that_is_broken_is_replaced_and_one_that_keeps_breaking_ends_the_daemon(
-    mortal: GroundRig,
-) -> None:
-    """Five new ones within a minute, each after a stop that only an operator ends; the sixth end is the daemon's."""
-    dies(mortal, "raise", POLICY_ERROR)
-    dies(mortal, "flood 5000", SEQUENCE_ERROR)
-    mortal.sabotage("grow 256")
-    mortal.sabotage("board", answered=False)  # it crashes at its next stage; the gate has the board still
-    mortal.wait_until(lambda: mortal.ask("status")["state"] == "latched", "latch")
-    mortal.wait_until(lambda: len(mortal.events("policy_ready")) == 4, "new process")
-    assert POLICY_LOST in reasons(mortal)
-    mortal.arm()
-    # And one that does not even come to load, again and again: nothing arms, and after the fifth that is the end.
-    assert mortal.ask("status")["policy_restarts"] == 3  # one for each
-    before = len(mortal.read_wire())
-    killed: set[int] = set()
-    while len(killed) < 3:
-        mortal.wait_until(lambda: _another(mortal, killed), "new process")
-        pid = mortal.policy_pid()
-        killed.add(pid)
-        os.kill(pid, signal.SIGKILL)
-    assert mortal.wait() == 70
-    assert "The policy process ended 6 times within a minute" in mortal.said()
-    wire = mortal.read_wire()[before:]
-    assert "ARM" not in {timed.kind for timed in wire}
-    assert "VELOCITY" not in after_the_stop(wire)
-    assert set(reasons(mortal, before)) <= {DEADLINE_MISSED, POLICY_LOST, SHUTDOWN}
-
-
-def _another(rig: GroundRig, known: set[int]) -> bool:
-    try:
-        return rig.policy_pid() not in known
-    except (AssertionError, FileNotFoundError):
-        return False
-
-
-def test_an_inference_that_never_returns_is_a_lost_policy(mortal: GroundRig) -> None:
-    """And a process that is killed while it has memory to free is not waited for."""
-    dies(mortal, "compute forever", DEADLINE_MISSED, POLICY_LOST)
-    mortal.sabotage("grow 512")
-    pid = mortal.policy_pid()
-    provoke(mortal, lambda: os.kill(pid, signal.SIGKILL), POLICY_LOST)
-    assert latched(mortal) == "policy_lost"
+        WireJudge().go_on(rig.read_wire())
 
 
 @LONG
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [
-        ("compute forever", (DEADLINE_MISSED, POLICY_LOST)),
-        ("segfault", (POLICY_LOST,)),
-        ("exit 3", (POLICY_LOST,)),
-        ("cycle future", (SEQUENCE_ERROR,)),
-        ("cycle twice", (SEQUENCE_ERROR,)),
-        ("send 00 1", (SEQUENCE_ERROR,)),
-        ("send 0505 1", (SEQUENCE_ERROR,)),
-    ],
-)
-def test_every_way_to_break(mortal: GroundRig, how: str, expected: tuple[int, ...]) -> None:
-    dies(mortal, how, *expected)
+@pytest.mark.parametrize("how", ["SIGKILL", "segfault", "exit 3"])
+def test_every_way_to_end(mortal: GroundRig, how: str) -> None:
+    mortal.sabotage("grow 1024")
+    loses(mortal, how)
+    put_right(mortal)
+
+
+@LONG
+@pytest.mark.parametrize("how", ["cycle future", "cycle twice", "send 00 1", "send 0505 1"])
+def test_every_way_to_say_what_is_never_said(mortal: GroundRig, how: str) -> None:
+    breaks(mortal, how, SEQUENCE_ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,19 @@ def test_a_row_has_tests_and_they_exist(row: str) -> None:
     assert says
     assert tests, f"{row} ({says}) has no test"
     assert len(set(tests)) == len(tests)
+    always = 0
     for test in tests:
         path, _, name = test.partition("::")
         assert name in _tests_of(ROOT / path), f"{row} ({says}) names {test}, which does not exist"
+        always += _tests_of(ROOT / path)[name]
+    assert always, f"{row} ({says}) is only tested with MVLA_TEST_LONG"
 
 
-def _tests_of(path: Path) -> set[str]:
+@lru_cache
+def _tests_of(path: Path) -> dict[str, bool]:
+    """The tests of a module, and whether they are always run."""
     return {
-        node.name
+        node.name: not any(isinstance(one, ast.Name) and one.id == "LONG" for one in node.decorator_list)
         for node in ast.parse(path.read_text()).body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_")
     }

@@ -337,6 +337,7 @@ def test_a_port_that_hangs_up_is_gone_until_another_is_plugged_in(yard: Yard) ->
         *("", "dance", "mute", "mute maybe", "fault on", "fault 8 on", "fault -1 on", "state 256", "state x"),
         *("session 65536", "watchdog -1", "say 0", "corrupt 1.1 1", "corrupt nan 1", "lose 1", "delay inf", "delay x"),
         *("measure wrongly", "camera", "camera dance", "camera skew inf", "camera skew x", "camera black"),
+        *("camera fps 0", "camera fps nan", "camera fps x"),
     ],
 )
 def test_what_is_no_order_is_said_to_be_none(yard: Yard, order: str) -> None:
@@ -435,6 +436,17 @@ def test_a_skewed_clock_tells_other_times(yard: Yard, viewer: CameraClient, skew
     yard.order("camera skew 0")
     see(viewer)
     assert abs(time.monotonic_ns() - see(viewer)[0].captured_ns) < 1_800_000 * MS
+
+
+def test_pictures_come_as_often_as_ordered(yard: Yard, viewer: CameraClient) -> None:
+    yard.order("camera fps 500")
+    see(viewer)  # which may be of before
+    (first, _), (second, _) = see(viewer), see(viewer)
+    assert (second.captured_ns - first.captured_ns) % (2 * MS) == 0  # of several that are due only the newest is shown
+    yard.order("camera fps 50")
+    see(viewer)
+    (first, _), (second, _) = see(viewer), see(viewer)
+    assert (second.captured_ns - first.captured_ns) % (20 * MS) == 0
 
 
 def test_time_can_run_backwards(yard: Yard, viewer: CameraClient) -> None:

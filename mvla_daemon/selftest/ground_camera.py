@@ -14,6 +14,7 @@ from mvla_daemon.sim.picture import Painter
 
 PICTURES = 36
 """Painted beforehand and shown in turn: nothing takes pictures for frozen that are the same a second apart."""
+MIN_FPS, MAX_FPS = 0.1, 1000.0
 _ON_OFF = {"on": True, "off": False}
 
 
@@ -88,6 +89,8 @@ class GroundCamera:
                 self._black = _ON_OFF[flag]
             case ["silent", ("on" | "off") as flag]:
                 self._silent = _ON_OFF[flag]
+            case ["fps", fps]:  # as an exposure that stretches: the next picture comes a whole new period from now
+                self._fps, self._began_ns, self._due = _rate(fps), now_ns, 1
             case ["skew", ms]:
                 self._skew_ns = _nanoseconds(ms)
             case ["backwards", ("on" | "off") as flag]:
@@ -120,3 +123,13 @@ def _nanoseconds(ms: str) -> int:
         return round(float(ms) * MS)
     except (ValueError, OverflowError) as error:
         raise UnknownOrderError(ms) from error
+
+
+def _rate(text: str) -> float:
+    try:
+        fps = float(text)
+    except ValueError as error:
+        raise UnknownOrderError(text) from error
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UnknownOrderError(text)
+    return fps
