@@ -62,6 +62,7 @@ def crew(
             watchdog_ms=config.motor.watchdog_ms,
             ttl_ms=config.ttl_ms,
             accel=(limits.linear_x.accel, limits.linear_y.accel, limits.angular_z.accel),
+            period_ns=control.period_ns,
             random_u32=random_u32,
         ),
         port=port,

@@ -23,12 +23,13 @@ DISARMED, ARMED, STOPPING, STOPPED, TRIPPED, FAULT = range(6)
 HALF_SPEED = Velocity(0.25, -0.1, 0.5)
 
 
-def new_link(random_u32: Callable[[], int] | None = None) -> MvlaLink:
+def new_link(random_u32: Callable[[], int] | None = None, period_ns: int = 20 * MS) -> MvlaLink:
     random = Random(1)
     return MvlaLink(
         watchdog_ms=100,
         ttl_ms=60,
         accel=(1.0, 1.0, 4.0),
+        period_ns=period_ns,
         random_u32=random_u32 or (lambda: random.getrandbits(32)),
     )
 
@@ -495,6 +496,23 @@ def test_a_host_seq_that_does_not_follow_within_100_ms_is_a_lost_controller(arme
     armed.status()
     assert armed.link.lost(armed.now_ns) is None
     assert not armed.link.backlogged(armed.now_ns)
+
+
+@pytest.mark.parametrize(("period_ms", "most"), [(20, 3), (100, 3), (16, 4), (2, 30)])
+def test_no_more_frames_are_held_up_than_60_ms_have_cycles(period_ms: int, most: int) -> None:
+    """However fast they follow one another."""
+    talk = Talk(new_link(period_ns=period_ms * MS)).introduce()
+    talk.status(DISARMED, session=0)
+    talk.arm()
+    talk.status()
+    talk.drive()
+    talk.status()
+    for count in range(most):
+        assert not talk.link.backlogged(talk.now_ns), count
+        talk.drive()
+    assert talk.link.backlogged(talk.now_ns)
+    talk.status()
+    assert not talk.link.backlogged(talk.now_ns)
 
 
 def test_the_next_look_is_due_when_an_untaken_frame_would_mean_a_lost_controller(armed: Talk) -> None:

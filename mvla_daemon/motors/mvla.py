@@ -41,12 +41,16 @@ _U32 = 0xFFFFFFFF
 class MvlaLink:
     """One controller behind one port.
 
-    `random_u32` draws sessions and nonces, `accel` is how fast commands may grow (m/s², m/s², rad/s²). `session` is the
-    last armed one; `counts` holds how many packets came of each type since the start, and how many of them were odd.
+    `random_u32` draws sessions and nonces, `accel` is how fast commands may grow (m/s², m/s², rad/s²), `period_ns` how
+    far apart they are (T). `session` is the last armed one; `counts` holds how many packets came of each type since the
+    start, and how many of them were odd.
     """
 
-    def __init__(self, *, watchdog_ms: int, ttl_ms: int, accel: Axes3, random_u32: Callable[[], int]) -> None:
+    def __init__(
+        self, *, watchdog_ms: int, ttl_ms: int, accel: Axes3, period_ns: int, random_u32: Callable[[], int]
+    ) -> None:
         self._watchdog_ms = watchdog_ms
+        self._most_untaken = max(3, -(-BACKLOG_NS // period_ns))
         self._ttl_ms = ttl_ms
         self._random_u32 = random_u32
         self._motion = MotionWatch(accel)
@@ -83,8 +87,12 @@ class MvlaLink:
         return self._watch.lost(now_ns)
 
     def backlogged(self, now_ns: int) -> bool:
-        """Whether a frame written 60 ms ago has not been taken yet."""
-        return bool(self._untaken) and now_ns - self._untaken[0][1] > BACKLOG_NS
+        """Whether a frame written 60 ms ago has not been taken yet, or as many as that time has cycles, at least three.
+
+        The count is for cycles that follow one another a little faster than T: a fourth one must not be held up.
+        """
+        untaken = self._untaken
+        return len(untaken) >= self._most_untaken or (bool(untaken) and now_ns - untaken[0][1] > BACKLOG_NS)
 
     @property
     def decoder(self) -> Decoder:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.ops.realtime import die_with_parent
+from mvla_daemon.ops.realtime import die_with_parent, precede_others
 from mvla_daemon.sim.controller import Controller
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.parent_pid is not None:
             die_with_parent(chosen.parent_pid)
+        precede_others()  # as a controller of its own would, which no program of this machine holds up
         fd, path = (open_port(chosen.port), chosen.port) if chosen.port else open_pair()
         line = Line(fd)
         sys.stdout.write(f"{path}\n")

@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.parent_pid is not None:
             realtime.die_with_parent(options.parent_pid)
+        realtime.precede_others()  # as a robot would, which no program of this machine holds up
         _run(options)
     except DaemonError as error:
         sys.stderr.write(f"mvla-daemon: {error}\n")
