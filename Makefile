@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types coverage explore mutants lock clean venv
+.PHONY: help run test lint types coverage explore sequences mutants lock clean venv
 # What a user's shell sets for other projects must not change what is installed, tested or run here.
 unexport $(filter PYTHON% PYTEST_% MYPY% RUFF_% VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_CONSTRAINT \
 	PIP_REQUIRE_VIRTUALENV PIP_NO_BINARY PIP_NO_DEPS PIP_DRY_RUN,$(.VARIABLES))
@@ -38,6 +38,9 @@ coverage: venv  ## every branch of core/ and motors/ is tested (a minute)
 
 explore: venv  ## every life of the state machine, with its rules judged at each step (minutes)
 	@exec "$(VENV)/bin/python" -m tests.exploration $(ARGS)
+
+sequences: venv  ## a hundred thousand random sequences of events through gate and codec (ten minutes)
+	@exec "$(VENV)/bin/python" -m tests.sequences $(ARGS)
 
 mutants: venv  ## a thousand small faults put into the core, each of which a test must notice (half an hour)
 	@exec "$(VENV)/bin/python" scripts/mutants.py $(ARGS)

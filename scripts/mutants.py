@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 EXCUSES = ROOT / "tests/data/surviving_mutants.toml"
 TESTS = {
-    "core/safety.py": ("test_safety",),
+    "core/safety.py": ("test_safety", "test_exploration"),
     "core/session.py": ("test_safety",),
     "core/admission.py": ("test_admission",),
     "core/schedule.py": ("test_schedule", "test_admission"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.onnx_models import ModelFile
-from tests.proving import Proving
+from tests.proving import Beside, Proving, is_beside
 from tests.rig import GroundRig, Scene
 
 SIZE = (120, 160)
@@ -165,6 +165,14 @@ def proving(studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
+def beside(request: pytest.FixtureRequest, studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+    second = Proving(lambda: tmp_path_factory.mktemp("beside"), studio / "steady.toml")
+    beside = Beside(second, request.session.items)
+    yield beside
+    beside.close()
+
+
+@pytest.fixture(scope="session")
 def meanwhile() -> Iterator[ThreadPoolExecutor]:
     """For daemons that take long, and need no watching, beside the one of the proving ground."""
     with ThreadPoolExecutor(2) as pool:
@@ -172,7 +180,28 @@ def meanwhile() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def ground(proving: Proving) -> Iterator[GroundRig]:
-    """A robot that drives on the proving ground; many tests share it."""
-    yield proving.ready()
-    proving.judge()
+def ground(request: pytest.FixtureRequest, proving: Proving, beside: Beside) -> Iterator[GroundRig | Future[None]]:
+    """A robot that drives on the proving ground; many tests share it. Of a test beside it, what becomes of that."""
+    if is_beside(request.node):
+        yield beside.results[request.node.nodeid]
+    else:
+        yield proving.ready()
+        proving.judge()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "beside: runs on a second proving ground, beside the others")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs beside the others is asked for last, when it has been done."""
+    items.sort(key=is_beside)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that runs beside the others has been called by its own thread."""
+    if not is_beside(pyfuncitem):
+        return None
+    pyfuncitem.funcargs["ground"].result()
+    return True

@@ -344,10 +344,14 @@ class GroundRig(Rig):
                 answer = sender.recv(256)
                 assert answer.startswith(b"done"), answer
 
+    def unplug(self) -> None:
+        """The port and its name are gone; whoever gets its number next is not to be taken for it."""
+        self.link.unlink()
+        self.order("hang_up")
+
     def plug_in(self) -> None:
         """The port comes back as another node, under its old name."""
         (path,) = self.order("plug_in")
-        self.link.unlink()
         self.link.symlink_to(path)
 
 

@@ -26,6 +26,7 @@ HEIGHT, WIDTH = 120, 160
 # --- on the wire ---
 
 
+@pytest.mark.beside
 def test_a_camera_that_is_gone_is_stale_then_lost_and_is_opened_again(ground: GroundRig) -> None:
     told = len(ground.events("camera_back"))
     provoke(ground, lambda: ground.order("camera gone"), FRAME_STALE, CAMERA_LOST)
@@ -35,6 +36,7 @@ def test_a_camera_that_is_gone_is_stale_then_lost_and_is_opened_again(ground: Gr
     ground.arm()
 
 
+@pytest.mark.beside
 def test_a_read_that_blocks_is_stale_then_lost_and_holds_up_nobody(ground: GroundRig) -> None:
     wire = provoke(ground, lambda: ground.order("camera silent on"), FRAME_STALE)
     assert ground.ask("status")["reason"] in {"frame_stale", "camera_lost"}
@@ -45,6 +47,7 @@ def test_a_read_that_blocks_is_stale_then_lost_and_holds_up_nobody(ground: Groun
     assert ground.policy_pid() == pid  # its loop did not wait for the read
 
 
+@pytest.mark.beside
 def test_a_picture_that_a_driver_repeats_for_ever_is_frozen(ground: GroundRig) -> None:
     began_ns = 0
 
@@ -65,18 +68,20 @@ def test_a_picture_that_a_driver_repeats_for_ever_is_frozen(ground: GroundRig) -
         "camera black on",
         pytest.param("camera repeat on", marks=LONG),
         "camera backwards on",
-        "camera skew 20",
+        "camera skew 100",  # a picture that arrives late may be as young as it says
     ],
 )
+@pytest.mark.beside
 def test_no_command_comes_from_a_picture_that_is_black_or_of_an_impossible_time(ground: GroundRig, fault: str) -> None:
     """The last good picture is held until it is too old; the bad ones are never counted as frozen."""
     wire = provoke(ground, lambda: ground.order(fault), FRAME_STALE)
     held = itertools.takewhile(lambda kind: kind == "VELOCITY", (timed.kind for timed in wire))
-    # One for each T until max_frame_age, one of a cycle that was under way, one of a picture that came before the first
-    # bad one.
-    assert len(list(held)) <= 200 // 50 + 2
+    # One for each T until max_frame_age; one of a cycle that was under way, one of a picture that came before the first
+    # bad one, and one that was written before the camera heard of it.
+    assert len(list(held)) <= 200 // 50 + 3
 
 
+@pytest.mark.beside
 def test_a_camera_that_slows_down_in_the_dark_is_stopped_for_as_stale(ground: GroundRig) -> None:
     """What 7.5 pictures a second are for a max_frame_age of 100 ms: each is held until it is too old, no longer."""
     told = 0
@@ -90,6 +95,7 @@ def test_a_camera_that_slows_down_in_the_dark_is_stopped_for_as_stale(ground: Gr
     assert stop_record(ground, told)["reason"] == "frame_stale"
 
 
+@pytest.mark.beside
 def test_a_few_milliseconds_ahead_is_a_clocks_rounding(ground: GroundRig) -> None:
     drives_on(ground, lambda: ground.order("camera skew 4"))
 

@@ -93,6 +93,7 @@ def test_what_a_controller_must_not_say_is_stopped_for_and_latched(ground: Groun
 
 
 @pytest.mark.parametrize("how", [pytest.param("stuck", marks=LONG), "reversed", pytest.param("runaway", marks=LONG)])
+@pytest.mark.beside
 def test_motion_that_was_not_told_is_a_fault_half_a_second_later(ground: GroundRig, how: str) -> None:
     began_ns = told = 0
 
@@ -110,6 +111,7 @@ def test_motion_that_was_not_told_is_a_fault_half_a_second_later(ground: GroundR
     assert latched(ground) == "controller_fault"
 
 
+@pytest.mark.beside
 def test_a_watchdog_that_is_not_set_is_never_driven_with(ground: GroundRig) -> None:
     assert ground.ask("stop")["ok"]
     assert latched(ground) == "operator"
@@ -129,6 +131,7 @@ def _has_told(rig: Rig, stops: int) -> bool:
     return len(rig.events("stop")) > stops
 
 
+@pytest.mark.beside
 def test_a_status_of_an_earlier_session_confirms_nothing(ground: GroundRig) -> None:
     earlier = drives_on(ground)[-1].frame.session
     assert ground.ask("stop")["ok"]
@@ -145,6 +148,7 @@ def _is_said(rig: Rig, before: int, reason: int) -> bool:
     return reason in reasons(rig, before)
 
 
+@pytest.mark.beside
 def test_a_standstill_that_is_never_reported_removes_the_drive(ground: GroundRig) -> None:
     """stop_timeout_ms is 400 here."""
     wire = provoke(ground, lambda: ground.order("state 2"), CONTROLLER_FAULT)
@@ -157,7 +161,7 @@ def test_a_standstill_that_is_never_reported_removes_the_drive(ground: GroundRig
 
 
 def test_of_two_stops_the_stricter_wins_and_a_recovery_of_the_cause_ends_neither(ground: GroundRig) -> None:
-    for _ in range(TRIES):  # on a busy machine it has armed again, or lost its policy, before the operator comes
+    for _ in range(TRIES):  # on a busy machine it has armed again before the operator comes
         put_right(ground)
         pid = ground.policy_pid()
         before, told = len(ground.read_wire()), len(ground.events("stop"))
@@ -212,7 +216,7 @@ def test_nothing_is_put_behind_what_nobody_reads(ground: GroundRig) -> None:
         stop_record(ground, told)
         ground.order("deaf off", "mute off")
         ground.wait_for("STOP", after=before)
-        if reasons(ground, before)[0] not in BUSY:
+        if reasons(ground, before)[0] == CONTROLLER_LOST:
             break
     assert reasons(ground, before)[0] == CONTROLLER_LOST
     held = itertools.takewhile(lambda timed: timed.kind != "STOP", ground.read_wire()[before:])
@@ -234,6 +238,7 @@ def test_nothing_is_put_behind_what_a_driver_has_not_sent_yet(monkeypatch: pytes
     assert wire[10].number("reason") == CONTROLLER_LOST
 
 
+@pytest.mark.beside
 def test_over_a_bad_line_no_wrong_frame_is_obeyed_and_a_lost_stop_is_said_again(ground: GroundRig) -> None:
     """The controller is the judge: whatever it accepts was sent; and of the daemon nothing undecodable ever comes."""
     damaged = odd_packets(ground)
@@ -286,6 +291,7 @@ def test_what_a_controller_said_long_ago_is_taken_for_a_reset(ground: GroundRig)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the port is kept from everybody but root")
+@pytest.mark.beside
 def test_an_arming_and_a_drive_that_are_played_back_move_nothing(ground: GroundRig) -> None:
     """A second talker on the daemon's side of the wire: what was recorded there, once more, while the robot stands."""
     drives_on(ground)
@@ -312,32 +318,31 @@ def test_an_arming_and_a_drive_that_are_played_back_move_nothing(ground: GroundR
 
 
 def test_one_byte_at_a_time_is_as_good_as_a_frame(ground: GroundRig) -> None:
-    newest = ground.statuses()[-1]
-    again = encode("STATUS", newest.session, newest.seq, **newest.fields)  # old news, and no harm
-    drives_on(ground, lambda: [ground.order(f"say {byte:02x}") for byte in again])
+    def say_again() -> None:
+        newest = ground.statuses()[-1]
+        again = encode("STATUS", newest.session, newest.seq, **newest.fields)  # old news, and no harm
+        ground.order(*[f"say {byte:02x}" for byte in again])
+
+    drives_on(ground, say_again)
 
 
 # --- the port ---
 
 
+@pytest.mark.beside
 def test_a_port_that_is_unplugged_is_asked_who_it_is_when_it_comes_back(ground: GroundRig) -> None:
     before = len(ground.read_wire())
-    ours, theirs = os.openpty()  # takes the number that the port had
-    try:
-        ground.order("hang_up")
-        assert latched(ground) == "port_lost"
-        assert set(reasons(ground, before)) <= BUSY  # nobody was there to hear of the port
-        ground.wait_until(lambda: ground.statuses()[-1].number("state") == WATCHDOG_TRIPPED, "trip of the watchdog")
-        assert [ground.statuses()[-1].number(axis) for axis in ("vx", "vy", "wz")] == [0, 0, 0]
-        other = os.openpty()
-        before = len(ground.read_wire())
-        ground.plug_in()
-        ground.wait_for("STOP", after=before)
-        for fd in other:
-            os.close(fd)
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    ground.unplug()
+    assert latched(ground) == "port_lost"
+    assert set(reasons(ground, before)) <= BUSY  # nobody was there to hear of the port
+    ground.wait_until(lambda: ground.statuses()[-1].number("state") == WATCHDOG_TRIPPED, "trip of the watchdog")
+    assert [ground.statuses()[-1].number(axis) for axis in ("vx", "vy", "wz")] == [0, 0, 0]
+    before = len(ground.read_wire())
+    taken = os.openpty()  # the number that the port had
+    ground.plug_in()
+    for fd in taken:
+        os.close(fd)
+    ground.wait_for("STOP", after=before)
     wire = ground.read_wire()[before:]
     kinds = [kind for kind, _ in itertools.groupby(timed.kind for timed in wire)]
     assert kinds == ["HELLO", "STOP"]
@@ -345,9 +350,11 @@ def test_a_port_that_is_unplugged_is_asked_who_it_is_when_it_comes_back(ground: 
 
 
 @pytest.mark.parametrize("first", ["camera", pytest.param("port", marks=LONG)])
+@pytest.mark.beside
 def test_a_hub_that_resets_is_a_lost_port_in_whatever_order_things_come_back(ground: GroundRig, first: str) -> None:
     before = len(ground.read_wire())
-    ground.order("camera gone", "hang_up")
+    ground.order("camera gone")
+    ground.unplug()
     ground.wait_until(lambda: ground.ask("status")["reason"] == "port_lost", "loss of the port")
     assert set(reasons(ground, before)) <= {FRAME_STALE, DEADLINE_MISSED}
     before = len(ground.read_wire())
@@ -416,7 +423,7 @@ def greet_something_else(folder: Path, scene: Scene) -> None:
 SOMETHING_ELSE = "test_to_something_else_only_hello_is_said"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def greeting(
     request: pytest.FixtureRequest,
     meanwhile: ThreadPoolExecutor,

@@ -113,9 +113,9 @@ def test_a_second_command_of_a_cycle_is_out_of_turn_and_changes_nothing() -> Non
 
 
 @pytest.mark.parametrize("cycle", [0, 7, LAST])
-def test_a_command_before_any_start_is_of_a_passed_cycle(cycle: int) -> None:
+def test_a_command_before_any_start_is_out_of_turn(cycle: int) -> None:
     schedule = begun()
-    assert schedule.finish(cycle) is Turn.PASSED
+    assert schedule.finish(cycle) is Turn.OUT_OF_TURN
     assert schedule.deadline_ns == S0 + T + ALLOWED
 
 
@@ -124,7 +124,7 @@ def test_beginning_anew_forgets_what_was_outstanding() -> None:
     schedule.start(7, S0, S0)
     schedule.begin(S0 + 100 * MS)
     assert not schedule.outstanding
-    assert schedule.finish(7) is Turn.PASSED
+    assert schedule.finish(7) is Turn.OUT_OF_TURN
     assert schedule.deadline_ns == S0 + 100 * MS + T + ALLOWED
     assert schedule.start(3, S0 + 101 * MS, S0 + 101 * MS) is Turn.EXPECTED
 

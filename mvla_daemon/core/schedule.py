@@ -67,9 +67,9 @@ class CycleSchedule:
 
     def finish(self, cycle: int) -> Turn:
         """Take note that a cycle's command is here; the next one is due at most T + deadline after its start."""
-        if self.last_cycle is None or cycle < self.last_cycle:
+        if self.last_cycle is not None and cycle < self.last_cycle:
             return Turn.PASSED
-        if cycle > self.last_cycle or not self.outstanding:
+        if cycle != self.last_cycle or not self.outstanding:
             return Turn.OUT_OF_TURN
         self.outstanding = False
         self.deadline_ns = self.last_start_ns + self.period_ns + self.allowed_ns
