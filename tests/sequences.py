@@ -100,7 +100,7 @@ class WireModel:
     due_ns: int | None = None
     """By when something has to follow, a STOP if nothing else."""
     spare_ns: int = 0
-    """While the controller is silent, one cycle is left out before the stop: nothing is put behind what is not taken."""
+    """While the controller is silent, one cycle is left out before the stop: nothing is put behind untaken bytes."""
     doomed: str = ""
     """Why nothing but a STOP may follow."""
     _last: tuple[int, ...] = (0, 0, 0)
