@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.meanwhile import Meanwhile, is_meanwhile
 from tests.onnx_models import ModelFile
 from tests.proving import Beside, Proving, is_beside
 from tests.rig import GroundRig, Scene
 
 SIZE = (120, 160)
+MEANWHILE = pytest.StashKey[dict[str, "Future[None]"]]()
 
 MANIFEST = """\
 name = "{name}"
@@ -172,11 +174,19 @@ def beside(request: pytest.FixtureRequest, studio: Path, tmp_path_factory: pytes
     beside.close()
 
 
-@pytest.fixture(scope="session")
-def meanwhile() -> Iterator[ThreadPoolExecutor]:
-    """For daemons that take long, and need no watching, beside the one of the proving ground."""
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
+@pytest.fixture(scope="session", autouse=True)
+def meanwhile(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    """What becomes of the tests that mostly wait, by their ids; they begin before all others and are asked for last."""
+    if not any(map(is_meanwhile, request.session.items)):
+        yield {}
+        return
+    studio, scene = request.getfixturevalue("studio"), request.getfixturevalue("scene")
+    meanwhile = Meanwhile(request.session.items, lambda: tmp_path_factory.mktemp("meanwhile"), studio, scene)
+    request.config.stash[MEANWHILE] = meanwhile.results
+    yield meanwhile.results
+    meanwhile.close()
 
 
 @pytest.fixture
@@ -191,17 +201,21 @@ def ground(request: pytest.FixtureRequest, proving: Proving, beside: Beside) -> 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "beside: runs on a second proving ground, beside the others")
+    config.addinivalue_line("markers", "meanwhile: mostly waits, so it runs beside all others")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs beside the others is asked for last, when it has been done."""
-    items.sort(key=is_beside)
+    items.sort(key=lambda item: (is_meanwhile(item), is_beside(item)))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """A test that runs beside the others has been called by its own thread."""
-    if not is_beside(pyfuncitem):
-        return None
-    pyfuncitem.funcargs["ground"].result()
-    return True
+    if is_meanwhile(pyfuncitem):
+        pyfuncitem.config.stash[MEANWHILE][pyfuncitem.nodeid].result()
+        return True
+    if is_beside(pyfuncitem):
+        pyfuncitem.funcargs["ground"].result()
+        return True
+    return None

@@ -194,11 +194,6 @@ def latched(rig: Rig) -> str:
     return str(rig.ask("status")["reason"])
 
 
-def is_wanted(request: pytest.FixtureRequest, test: str) -> bool:
-    """Whether a test of this name is among those that are run."""
-    return any(item.nodeid.endswith(f"::{test}") for item in request.session.items)
-
-
 class WireJudge:
     """No motion outside a session, every number inside its limits, every drive begun from zero.
 

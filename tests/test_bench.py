@@ -29,6 +29,7 @@ def bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.meanwhile
 def test_it_measures_a_rate_and_says_where_the_time_goes(tmp_path: Path) -> None:
     done = bench(tmp_path, "--null", "--rate", "10", "--seconds", "1")
     assert done.returncode == OK, done.stderr
@@ -40,10 +41,11 @@ def test_it_measures_a_rate_and_says_where_the_time_goes(tmp_path: Path) -> None
     assert float(table["frame_to_wire"][1]) >= float(table["preprocess"][1]) > 0
 
 
+@pytest.mark.meanwhile
 def test_a_rate_that_does_not_hold_is_said_with_its_reason_and_is_a_failure(tmp_path: Path) -> None:
-    done = bench(tmp_path, "--rate", "1000", "--seconds", "1", "--set", "control.deadline_ms=0.05")
+    done = bench(tmp_path, "--rate", "100", "--seconds", "1", "--set", "control.deadline_ms=0.05")
     assert done.returncode == TRY_AGAIN, done.stderr
-    assert "1000 Hz was not held: not armed: " in done.stderr
+    assert "100 Hz was not held: not armed: " in done.stderr
 
 
 @pytest.mark.parametrize(

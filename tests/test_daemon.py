@@ -51,29 +51,31 @@ def nothing_moves_after_a_stop(rig: Rig) -> None:
             assert armed, "a VELOCITY outside an armed session"
 
 
-def test_a_drive_follows_the_protocol_from_hello_to_the_stop_at_the_end(rig: Rig) -> None:
-    rig.start_driving()
-    rig.wait_for("VELOCITY", count=40)
-    os.kill(rig.pid, signal.SIGTERM)
-    assert rig.wait() == 0
-    wire = [timed.frame for timed in rig.read_wire()]
-    kinds = [kind for kind, _ in itertools.groupby(frame.kind for frame in wire)]
-    assert kinds[0] == "HELLO"
-    assert kinds[-1] == "STOP"
-    assert [kind for kind in kinds if kind not in {"HELLO", "KEEPALIVE"}] == ["ARM", "VELOCITY", "STOP"]
-    assert [frame.seq for frame in wire] == list(range(1, len(wire) + 1))
-    session = next(frame.session for frame in wire if frame.kind == "ARM")
-    assert session != 0
-    drive = [frame for frame in wire if frame.kind == "VELOCITY"]
-    assert {frame.session for frame in drive} == {session}
-    assert {frame.number("ttl_ms") for frame in drive} == {220}
-    assert all(b.number("cycle") > a.number("cycle") for a, b in itertools.pairwise(drive))
-    assert reasons(rig) == [SHUTDOWN]
+@pytest.mark.meanwhile
+def test_a_drive_follows_the_protocol_from_hello_to_the_stop_at_the_end(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        rig.wait_for("VELOCITY", count=40)
+        os.kill(rig.pid, signal.SIGTERM)
+        assert rig.wait() == 0
+        wire = [timed.frame for timed in rig.read_wire()]
+        kinds = [kind for kind, _ in itertools.groupby(frame.kind for frame in wire)]
+        assert kinds[0] == "HELLO"
+        assert kinds[-1] == "STOP"
+        assert [kind for kind in kinds if kind not in {"HELLO", "KEEPALIVE"}] == ["ARM", "VELOCITY", "STOP"]
+        assert [frame.seq for frame in wire] == list(range(1, len(wire) + 1))
+        session = next(frame.session for frame in wire if frame.kind == "ARM")
+        assert session != 0
+        drive = [frame for frame in wire if frame.kind == "VELOCITY"]
+        assert {frame.session for frame in drive} == {session}
+        assert {frame.number("ttl_ms") for frame in drive} == {220}
+        assert all(b.number("cycle") > a.number("cycle") for a, b in itertools.pairwise(drive))
+        assert reasons(rig) == [SHUTDOWN]
 
 
 def test_it_begins_from_zero_and_stays_inside_the_limits(rig: Rig) -> None:
     rig.start_driving("--set", "limits.linear_x={ max = 0.1, accel = 0.4 }")
-    drive = rig.wait_for("VELOCITY", count=30)
+    drive = rig.wait_for("VELOCITY", count=20)
     speeds = [timed.frame.number("vx") / 1e6 for timed in drive]
     # The policy asks for more from its first picture on; what T = 100 ms allows is granted once, and jitter beside it.
     arm = rig.wait_for("ARM")[0]
@@ -88,29 +90,31 @@ def test_it_begins_from_zero_and_stays_inside_the_limits(rig: Rig) -> None:
 @pytest.mark.timing
 def test_the_far_end_sees_a_command_every_20_ms(quick: Rig) -> None:
     quick.start_driving()
-    drive = quick.wait_for("VELOCITY", count=150)
+    drive = quick.wait_for("VELOCITY", count=100)
     gaps_ms = sorted((b.at_ns - a.at_ns) / 1e6 for a, b in itertools.pairwise(drive))
     assert 18 < statistics.median(gaps_ms) < 22
 
 
-def test_a_frozen_policy_process_is_stopped_for_and_its_end_is_latched(rig: Rig) -> None:
-    rig.start_driving()
-    pid = rig.policy_pid()
-    freeze(pid)
-    stops = rig.wait_for("STOP")
-    assert stops[0].frame.number("reason") == DEADLINE_MISSED
-    assert stops[0].frame.number("category") == 1
-    rig.wait_until(lambda: bool(rig.events("stop")), "record of the stop")
-    record = rig.events("stop")[0]
-    assert record["reason"] == "deadline_missed"
-    assert record["stage"] in {"wait_frame", "preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
-    rig.wait_until(lambda: reasons(rig) == [DEADLINE_MISSED, POLICY_LOST], "STOP policy_lost")
-    rig.wait_until(lambda: "latched" in rig.said(), "latch")
-    rig.wait_until(lambda: gone(pid), "end of the frozen process")
-    nothing_moves_after_a_stop(rig)
-    rig.wait_until(lambda: len(rig.events("policy_ready")) == 2, "second policy process")
-    assert rig.tell("arm").stdout == "armed\n"
-    assert rig.policy_pid() != pid
+@pytest.mark.meanwhile
+def test_a_frozen_policy_process_is_stopped_for_and_its_end_is_latched(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        pid = rig.policy_pid()
+        freeze(pid)
+        stops = rig.wait_for("STOP")
+        assert stops[0].frame.number("reason") == DEADLINE_MISSED
+        assert stops[0].frame.number("category") == 1
+        rig.wait_until(lambda: bool(rig.events("stop")), "record of the stop")
+        record = rig.events("stop")[0]
+        assert record["reason"] == "deadline_missed"
+        assert record["stage"] in {"wait_frame", "preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
+        rig.wait_until(lambda: reasons(rig) == [DEADLINE_MISSED, POLICY_LOST], "STOP policy_lost")
+        rig.wait_until(lambda: "latched" in rig.said(), "latch")
+        rig.wait_until(lambda: gone(pid), "end of the frozen process")
+        nothing_moves_after_a_stop(rig)
+        rig.wait_until(lambda: len(rig.events("policy_ready")) == 2, "second policy process")
+        assert rig.tell("arm").stdout == "armed\n"
+        assert rig.policy_pid() != pid
 
 
 def test_stops_repeat_until_confirmed_and_a_short_freeze_recovers(quick: Rig) -> None:
@@ -218,23 +222,25 @@ def test_when_the_gate_is_killed_the_policy_process_ends_and_the_controller_stop
     assert next(kind for kind in (timed.kind for timed in wire) if kind not in {"HELLO", "KEEPALIVE"}) == "ARM"
 
 
-def test_a_gate_that_slept_stops_before_anything_else(rig: Rig) -> None:
-    rig.start_driving()
-    rig.wait_for("VELOCITY", count=20)
-    freeze(rig.pid)
-    time.sleep(1.5)  # ten periods and more: the gate itself was late, whatever the policy did
-    # Nobody told the controller to: its own watchdog did it, and the ramp of the ttl before.
-    assert rig.statuses()[-1].number("state") == WATCHDOG_TRIPPED
-    assert [rig.statuses()[-1].number(axis) for axis in ("vx", "vy", "wz")] == [0, 0, 0]
-    assert "STOP" not in {timed.kind for timed in rig.read_wire()}
-    before = len(rig.read_wire())
-    thaw(rig.pid)
-    rig.wait_for("STOP", after=before)
-    after = rig.read_wire()[before:]
-    assert after[0].kind == "STOP"
-    assert after[0].frame.number("reason") == INTERNAL
-    rig.wait_until(lambda: "latched" in rig.said(), "latch")
-    nothing_moves_after_a_stop(rig)
+@pytest.mark.meanwhile
+def test_a_gate_that_slept_stops_before_anything_else(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        rig.wait_for("VELOCITY", count=20)
+        freeze(rig.pid)
+        time.sleep(1.5)  # ten periods and more: the gate itself was late, whatever the policy did
+        # Nobody told the controller to: its own watchdog did it, and the ramp of the ttl before.
+        assert rig.statuses()[-1].number("state") == WATCHDOG_TRIPPED
+        assert [rig.statuses()[-1].number(axis) for axis in ("vx", "vy", "wz")] == [0, 0, 0]
+        assert "STOP" not in {timed.kind for timed in rig.read_wire()}
+        before = len(rig.read_wire())
+        thaw(rig.pid)
+        rig.wait_for("STOP", after=before)
+        after = rig.read_wire()[before:]
+        assert after[0].kind == "STOP"
+        assert after[0].frame.number("reason") == INTERNAL
+        rig.wait_until(lambda: "latched" in rig.said(), "latch")
+        nothing_moves_after_a_stop(rig)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -249,20 +255,22 @@ def test_signals_end_it_with_a_stop(rig: Rig, number: signal.Signals) -> None:
     nothing_moves_after_a_stop(rig)
 
 
-def test_an_operator_stops_arms_and_disarms(rig: Rig) -> None:
-    rig.start_driving()
-    assert "armed" in rig.tell("status").stdout
-    refused = rig.tell("arm")
-    assert refused.returncode == 75
-    assert "armed already" in refused.stderr
-    assert rig.tell("stop").stdout == "stopping\n"
-    rig.wait_until(lambda: "latched" in rig.tell("status").stdout, "latch")
-    assert reasons(rig) == [OPERATOR]
-    assert rig.tell("disarm").returncode == 75
-    assert rig.tell("arm").stdout == "armed\n"
-    assert rig.tell("disarm").returncode == 0
-    rig.wait_until(lambda: "disarmed" in rig.tell("status").stdout, "disarming")
-    nothing_moves_after_a_stop(rig)
+@pytest.mark.meanwhile
+def test_an_operator_stops_arms_and_disarms(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        assert "armed" in rig.tell("status").stdout
+        refused = rig.tell("arm")
+        assert refused.returncode == 75
+        assert "armed already" in refused.stderr
+        assert rig.tell("stop").stdout == "stopping\n"
+        rig.wait_until(lambda: "latched" in rig.tell("status").stdout, "latch")
+        assert reasons(rig) == [OPERATOR]
+        assert rig.tell("disarm").returncode == 75
+        assert rig.tell("arm").stdout == "armed\n"
+        assert rig.tell("disarm").returncode == 0
+        rig.wait_until(lambda: "disarmed" in rig.tell("status").stdout, "disarming")
+        nothing_moves_after_a_stop(rig)
 
 
 def test_a_slow_line_is_said_at_the_start(rig: Rig) -> None:
@@ -271,12 +279,14 @@ def test_a_slow_line_is_said_at_the_start(rig: Rig) -> None:
     assert "ms on the line" in str(rig.events("slow_line")[0]["event"])
 
 
-def test_manual_arming_waits_for_the_operator(rig: Rig) -> None:
-    rig.start("--set", "safety.arm=manual")
-    rig.wait_until(lambda: bool(rig.events("policy_ready")), "policy")
-    rig.wait_for("HELLO")
-    assert rig.tell("arm").stdout == "armed\n"
-    rig.wait_for("VELOCITY")
+@pytest.mark.meanwhile
+def test_manual_arming_waits_for_the_operator(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start("--set", "safety.arm=manual")
+        rig.wait_until(lambda: bool(rig.events("policy_ready")), "policy")
+        rig.wait_for("HELLO")
+        assert rig.tell("arm").stdout == "armed\n"
+        rig.wait_for("VELOCITY")
 
 
 def test_a_line_that_nobody_reads_is_a_lost_controller(rig: Rig) -> None:
@@ -290,6 +300,7 @@ def test_a_line_that_nobody_reads_is_a_lost_controller(rig: Rig) -> None:
     nothing_moves_after_a_stop(rig)
 
 
+@pytest.mark.meanwhile
 def test_a_camera_that_goes_is_stale_then_lost_and_can_come_back(tmp_path: Path, studio: Path) -> None:
     clip = tmp_path / "clip.avi"
     shutil.copy(studio / "noisy.avi", clip)
@@ -307,6 +318,7 @@ def test_a_camera_that_goes_is_stale_then_lost_and_can_come_back(tmp_path: Path,
         assert rig.policy_pid() == pid
 
 
+@pytest.mark.meanwhile
 def test_a_frozen_camera_is_noticed_by_its_pictures(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, clip="still") as rig:
         rig.start()
@@ -315,6 +327,7 @@ def test_a_frozen_camera_is_noticed_by_its_pictures(tmp_path: Path, studio: Path
         rig.wait_until(lambda: "latched" in rig.said(), "latch")
 
 
+@pytest.mark.meanwhile
 def test_a_nan_stops_the_robot_and_never_reaches_the_wire(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, policy="poisoned") as rig:
         rig.start_driving()
@@ -333,6 +346,7 @@ def test_a_policy_that_asks_for_the_impossible_is_never_armed(tmp_path: Path, st
         assert [timed.kind for timed in rig.read_wire() if timed.kind in {"ARM", "VELOCITY"}] == []
 
 
+@pytest.mark.meanwhile
 def test_a_policy_that_needs_too_long_is_refused_with_its_budget(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, policy="slow") as rig:
         rig.start("--set", "safety.arm=manual", "--set", "control.deadline_ms=20")
@@ -349,7 +363,7 @@ def test_a_policy_that_needs_too_long_is_refused_with_its_budget(tmp_path: Path,
 def test_a_real_drive_at_25_fps_gives_50_commands_a_second(tmp_path: Path, studio: Path) -> None:
     with Rig(tmp_path, Scene(ROAD, studio / "steady.toml", 960, 540, 25), pace=REAL) as rig:
         rig.start_driving("--trace", str(tmp_path / "trace.csv"))
-        drive = rig.wait_for("VELOCITY", count=150)
+        drive = rig.wait_for("VELOCITY", count=90)
         gaps_ms = [(b.at_ns - a.at_ns) / 1e6 for a, b in itertools.pairwise(drive)]
         assert 17 < statistics.median(gaps_ms) < 23
         os.kill(rig.pid, signal.SIGTERM)

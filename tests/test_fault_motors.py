@@ -8,7 +8,6 @@ import threading
 import time
 import tty
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,6 @@ from tests.proving import (
     TRIES,
     Proving,
     drives_on,
-    is_wanted,
     latched,
     provoke,
     put_right,
@@ -409,8 +407,9 @@ def chatter() -> Iterator[tuple[str, list[bytes]]]:
         os.close(theirs)
 
 
-def greet_something_else(folder: Path, scene: Scene) -> None:
-    with chatter() as (port, heard), Rig(folder, scene, port=port) as rig:
+@pytest.mark.meanwhile
+def test_to_something_else_only_hello_is_said(tmp_path: Path, scene: Scene) -> None:
+    with chatter() as (port, heard), Rig(tmp_path, scene, port=port) as rig:
         done = rig.tell("--for", "15", "--set", "motor.identify_timeout_s=1.5")
     assert done.returncode == 69
     assert "did not identify itself" in done.stderr
@@ -418,26 +417,6 @@ def greet_something_else(folder: Path, scene: Scene) -> None:
     frames = WireReader().feed(b"".join(heard))
     assert len(frames) > 1
     assert {frame.kind for frame in frames} == {"HELLO"}
-
-
-SOMETHING_ELSE = "test_to_something_else_only_hello_is_said"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def greeting(
-    request: pytest.FixtureRequest,
-    meanwhile: ThreadPoolExecutor,
-    scene: Scene,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Future[None] | None:
-    """Runs beside the other tests: nobody has to watch it."""
-    if not is_wanted(request, SOMETHING_ELSE):
-        return None
-    return meanwhile.submit(greet_something_else, tmp_path_factory.mktemp("greeting"), scene)
-
-
-def test_to_something_else_only_hello_is_said(greeting: Future[None]) -> None:
-    greeting.result()
 
 
 def test_a_board_that_boots_is_waited_for(ground: GroundRig, proving: Proving) -> None:

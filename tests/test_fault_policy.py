@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +26,6 @@ from tests.proving import (
     WORDS,
     WireJudge,
     drives_on,
-    is_wanted,
     latched,
     provoke,
     put_right,
@@ -263,19 +261,23 @@ def loses(rig: GroundRig, how: str) -> None:
     assert latched(rig) == "policy_lost"
 
 
-def never_returns(folder: Path, manifest: Path) -> None:
-    with GroundRig(folder, Scene(None, manifest, 640, 480), pace=BRISK) as rig:
+@pytest.mark.meanwhile
+def test_an_inference_that_never_returns_is_a_lost_policy(tmp_path: Path, studio: Path) -> None:
+    with GroundRig(tmp_path, Scene(None, studio / "steady.toml", 640, 480), pace=BRISK) as rig:
         rig.start_driving(*WORDS, "--set", "safety.policy_dead_after_ms=1300")
         breaks(rig, "compute forever", DEADLINE_MISSED, POLICY_LOST)
         WireJudge().go_on(rig.read_wire())
 
 
-def crash_loop(folder: Path, manifest: Path) -> None:
+@pytest.mark.meanwhile
+def test_a_policy_process_that_is_broken_is_replaced_and_one_that_keeps_breaking_ends_the_daemon(
+    tmp_path: Path, studio: Path
+) -> None:
     """Five new processes within a minute, each after a stop that only an operator ends; the sixth end is the daemon's.
 
     Two of them die with memory to free. None of them is lost by its silence, however busy the machine.
     """
-    with GroundRig(folder, Scene(None, manifest, 640, 480), pace=BRISK) as rig:
+    with GroundRig(tmp_path, Scene(None, studio / "steady.toml", 640, 480), pace=BRISK) as rig:
         rig.start_driving(*WORDS)
         breaks(rig, "raise", POLICY_ERROR)
         breaks(rig, "flood 5000", SEQUENCE_ERROR)
@@ -304,35 +306,6 @@ def _others(rig: GroundRig, known: set[int]) -> set[int]:
         return {rig.policy_pid()} - known
     except (AssertionError, OSError):  # one of its children has ended meanwhile
         return set()
-
-
-A_CRASH_LOOP = "test_a_policy_process_that_is_broken_is_replaced_and_one_that_keeps_breaking_ends_the_daemon"
-NEVER_RETURNS = "test_an_inference_that_never_returns_is_a_lost_policy"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def broken(
-    request: pytest.FixtureRequest,
-    meanwhile: ThreadPoolExecutor,
-    studio: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Future[None]]:
-    """What runs beside the other tests, since it mostly waits: for processes that load, or are given up."""
-    return {
-        test: meanwhile.submit(story, tmp_path_factory.mktemp("broken"), studio / "steady.toml")
-        for test, story in ((A_CRASH_LOOP, crash_loop), (NEVER_RETURNS, never_returns))
-        if is_wanted(request, test)
-    }
-
-
-def test_an_inference_that_never_returns_is_a_lost_policy(broken: dict[str, Future[None]]) -> None:
-    broken[NEVER_RETURNS].result()
-
-
-def test_a_policy_process_that_is_broken_is_replaced_and_one_that_keeps_breaking_ends_the_daemon(
-    broken: dict[str, Future[None]],
-) -> None:
-    broken[A_CRASH_LOOP].result()
 
 
 @pytest.fixture

@@ -1,0 +1,44 @@
+"""Tests that mostly wait, for what takes seconds however fast the machine is: they run beside all the others."""
+
+from __future__ import annotations
+
+import inspect
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.rig import Scene
+
+
+class Meanwhile:
+    """Runs the tests that are marked so one after the other; `results` has what became of each, by its id.
+
+    Such a test is about no time shorter than a tenth of a second, and has no arguments but these.
+    """
+
+    def __init__(
+        self, items: Sequence[pytest.Item], make_folder: Callable[[], Path], studio: Path, scene: Scene
+    ) -> None:
+        self._make_folder = make_folder
+        self._there: dict[str, Path | Scene] = {"studio": studio, "scene": scene}
+        self._pool = ThreadPoolExecutor(1)
+        self.results: dict[str, Future[None]] = {}
+        for item in items:
+            if is_meanwhile(item) and isinstance(item, pytest.Function):
+                self.results[item.nodeid] = self._pool.submit(self._run, item)
+
+    def _run(self, item: pytest.Function) -> None:
+        there = {**self._there, "tmp_path": self._make_folder()}
+        item.obj(**{name: there[name] for name in inspect.signature(item.obj).parameters})
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def is_meanwhile(item: pytest.Item) -> bool:
+    return item.get_closest_marker("meanwhile") is not None
