@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types coverage explore sequences mutants lock clean venv
+.PHONY: help run test lint types coverage explore sequences mutants soak lock clean venv
 # What a user's shell sets for other projects must not change what is installed, tested or run here.
 unexport $(filter PYTHON% PYTEST_% MYPY% RUFF_% VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_CONSTRAINT \
 	PIP_REQUIRE_VIRTUALENV PIP_NO_BINARY PIP_NO_DEPS PIP_DRY_RUN,$(.VARIABLES))
@@ -44,6 +44,9 @@ sequences: venv  ## a hundred thousand random sequences of events through gate a
 
 mutants: venv  ## a thousand small faults put into the core, each of which a test must notice (half an hour)
 	@exec "$(VENV)/bin/python" scripts/mutants.py $(ARGS)
+
+soak: venv  ## an hour of the simulated robot with faults at random moments; ARGS='--minutes 5'
+	@exec "$(VENV)/bin/python" scripts/soak.py $(ARGS)
 
 lock:  ## requirements.lock anew from pyproject.toml (needs uv)
 	@exec scripts/lock.sh $(ARGS)

@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     measuring.add_argument("--seconds", type=_seconds, default=60.0, metavar="S", help="how long it must hold (60)")
     testing = parser.add_argument_group("selftest (its --fault is a list of rows: F05,F23)")
     testing.add_argument("--tries", type=_count, metavar="N", help="of each fault")
+    testing.add_argument("--grow", type=_count, metavar="MIB", help="memory that the policy process holds meanwhile")
+    testing.add_argument("--load", action="store_true", help="keep all processors busy meanwhile; allows 10 ms more")
     testing.add_argument("--out", type=Path, metavar="FOLDER", help="for the reports (build/selftest)")
     return parser
 

@@ -75,9 +75,14 @@ class Progress:
 def run_rows(
     config: Config, chosen: Sequence[Fault], tries: int | None, out: Path, tell: Callable[[Progress], None]
 ) -> Report:
-    """Try the faults; wire and log go to the folder `out`. Ctrl-C ends it with what was found so far.
+    """Try the faults, one after the other; as `with_robot` for the rest."""
+    return with_robot(config, out, lambda trials, report: _Bench(trials, report, tell).run(chosen, tries))
 
-    DaemonError when not even the simulated robot drives.
+
+def with_robot(config: Config, out: Path, work: Callable[[Trials, Report], None]) -> Report:
+    """Have a simulated robot drive, and `work` fill in the report's rows; wire and log go to the folder `out`.
+
+    Ctrl-C ends it with what was found so far. DaemonError when not even the simulated robot drives.
     """
     report = Report(config)
     began_s = time.monotonic()
@@ -90,7 +95,7 @@ def run_rows(
             trials, report.policy = _begin(config, ground, folder, log)
             try:
                 report.config, report.real_time = trials.config, trials.daemon.is_real_time
-                _Bench(trials, report, tell).run(chosen, tries)
+                work(trials, report)
             except KeyboardInterrupt:
                 report.interrupted = True
             finally:

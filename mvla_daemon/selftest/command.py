@@ -7,6 +7,8 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from mvla_daemon.config import Config
@@ -14,12 +16,15 @@ from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.selftest.bench import Progress, run_rows
 from mvla_daemon.selftest.fault import Fault
 from mvla_daemon.selftest.faults import faults
+from mvla_daemon.selftest.load import busy
 from mvla_daemon.selftest.page import page
 from mvla_daemon.selftest.report import as_json, lines_of, table
 from mvla_daemon.selftest.results import Totals
 
 OUT = Path("build/selftest")
 BROKEN = 1
+LOAD_MS = 10.0
+"""By how much later a STOP may come on a machine whose processors are all busy."""
 _BAR = 24
 
 
@@ -28,7 +33,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
     The real motors and the real camera are never opened.
     """
-    chosen = _chosen(faults(config), options.fault)
+    chosen = [_under(fault, options) for fault in _chosen(faults(config), options.fault)]
     out: Path = options.out or OUT
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -37,7 +42,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
             f"--out {out} cannot be made ({error.strerror}): name a folder that you may write.", ExitCode.NO_PERMISSION
         ) from error
     _say(f"Bringing faults about against a simulated robot; no motor is moved. The reports go to {out}.\n")
-    report = run_rows(config, chosen, options.tries, out, _Teller())
+    with busy() if options.load else nullcontext():
+        report = run_rows(config, chosen, options.tries, out, _Teller())
     _say(table(report))
     for name, text in (("selftest.json", as_json(report)), ("selftest.html", page(report))):
         (out / name).write_text(text, encoding="utf-8")
@@ -57,6 +63,15 @@ def _chosen(known: Sequence[Fault], asked: str | None) -> list[Fault]:
     if unknown:
         raise DaemonError(f"--fault {unknown[0]}: the self-test knows {', '.join(rows)}.", ExitCode.USAGE)
     return [fault for fault in known if fault.row in names]
+
+
+def _under(fault: Fault, options: argparse.Namespace) -> Fault:
+    """The fault under the burden that was asked for."""
+    if options.grow is not None and not fault.not_here:
+        fault = replace(fault, large_mib=options.grow)
+    if options.load and fault.bounds is not None:
+        fault = replace(fault, bounds=fault.bounds.later_by(LOAD_MS))
+    return fault
 
 
 class _Teller:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mvla_daemon.ops import realtime
 
 _IDLE, _IO_WAIT, _GUEST = 3, 4, 8
 """Columns of /proc/stat's first line that are no work, and from where on they are counted twice: proc(5)."""
@@ -28,6 +33,26 @@ class Load:
         total, busy = (now - before for now, before in zip(_machine_ticks(self._proc), self._before, strict=True))
         ours = _tree_ticks(self._proc, os.getpid()) - self._ours_before
         return max(0, busy - ours) / total if total else 0.0
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Keep every processor busy with ordinary work that never pauses."""
+    pid = os.getpid()
+
+    def for_life() -> None:
+        realtime.die_with_parent(pid)
+
+    spinning = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=for_life)  # noqa: PLW1509 - our own interpreter; this process has a single thread
+        for _ in os.sched_getaffinity(0)
+    ]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
 def _machine_ticks(proc: Path) -> tuple[int, int]:

@@ -36,13 +36,17 @@ _RESTING = {"stopped", "latched", "disarmed"}
 
 @dataclass(slots=True)
 class Trials:
-    """Tries of faults. `config` is one for the ground; what the daemon says goes to `log`."""
+    """Tries of faults. `config` is one for the ground; what the daemon says goes to `log`.
+
+    After `most_renewals` policy processes the daemon is replaced.
+    """
 
     config: Config
     ground: GroundLink
     folder: Path
     log: Path
     chance: random.Random
+    most_renewals: int = MOST_RENEWALS
     _watch: WireWatch = field(init=False)
     _daemon: DaemonLink | None = None
     _frames: list[Timed] = field(default_factory=list)
@@ -116,6 +120,10 @@ class Trials:
         self.look()  # it may just have said why it ended
         return self._driven >= commands and running
 
+    def linger(self, for_s: float) -> None:
+        """Watch it for so long, and do nothing."""
+        self._until(lambda: self.daemon.ended is not None, for_s)
+
     def _operate(self, request: str) -> None:
         """A daemon that has no control socket yet, or no more, is no news: what it does is judged elsewhere."""
         try:
@@ -137,7 +145,7 @@ class Trials:
 
     def one(self, fault: Fault, way: Way) -> Outcome:
         """Bring `fault` about in this way, see the robot stop, and drive again; what came of it."""
-        if self.daemon.ended is not None or self.daemon.renewals >= MOST_RENEWALS:
+        if self.daemon.ended is not None or self.daemon.renewals >= self.most_renewals:
             self.start()
         if not self._ready(fault):
             why = self.daemon.why()
@@ -170,6 +178,8 @@ class Trials:
     def _prepare(self, fault: Fault) -> bool:
         """Have the policy process hold as much memory as the fault asks for, and drive on."""
         if not fault.large_mib:
+            return True
+        if self.daemon.policy_resident_mib() >= fault.large_mib:
             return True
         self.daemon.sabotage(f"grow {fault.large_mib}")
         grown = self._until(lambda: self.daemon.policy_resident_mib() >= fault.large_mib, DRIVE_PATIENCE_S)
