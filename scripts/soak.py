@@ -17,7 +17,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from soak_watch import Flatness, Sample, look
+from soak_watch import Flatness, Sample, Waits, look
 
 from mvla_daemon.config_load import load_config
 from mvla_daemon.core.messages import Reason
@@ -31,7 +31,8 @@ from mvla_daemon.selftest.trial import Trials
 
 BETWEEN_S = (0.5, 6.0)
 """For how long it drives undisturbed between two faults."""
-LOOK_EVERY_S = 2.0
+LINGER_S = 0.25
+LOOK_EVERY_NS = 2_000_000_000
 LOSSES, LOSSES_WITHIN_S = 3, 61.0
 """A daemon gives up when its policy process ends more often than five times within a minute."""
 NEVER = sys.maxsize
@@ -43,9 +44,11 @@ class Soak:
 
     minutes: float
     chance: random.Random
+    faults: bool = True
     samples: list[Sample] = dataclasses.field(default_factory=list)
     needless: list[str] = dataclasses.field(default_factory=list)
     gates: int = 1
+    commands: int = 0
     _lost_s: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=LOSSES))
 
     def run(self, trials: Trials, report: Report) -> None:
@@ -54,29 +57,42 @@ class Soak:
         rows = [Row(fault, not_judged="the machine does other things too") for fault in lasting(faults(report.config))]
         report.rows += rows
         gate = trials.daemon.pid
+        trials.daemon.records.clear()
+        told_minute = 0
         began_s = time.monotonic()
         while (passed_s := time.monotonic() - began_s) < 60 * self.minutes:
             self._drive(trials)
-            self._try(trials, self.chance.choice(rows))
+            if self.faults:
+                self._try(trials, self.chance.choice(rows))
+                trials.daemon.records.clear()  # what was told up to here is that fault's
             if trials.daemon.pid != gate:  # it has ended, which is a problem of the try before
                 gate, self.samples = trials.daemon.pid, []
                 self.gates += 1
-            tell(passed_s, self.minutes, report, len(self.needless))
+            told_minute = tell(passed_s, self.minutes, report, len(self.needless), told_minute)
+        self.commands = trials.commands
 
     def _drive(self, trials: Trials) -> None:
         """Undisturbed for a while; each stop in it is a needless one."""
         end_s = time.monotonic() + self.chance.uniform(*BETWEEN_S)
+        before = waits(trials)
         trials.drive(1)
-        known = len(trials.daemon.records)
         while (left_s := end_s - time.monotonic()) > 0 and trials.daemon.ended is None:
-            trials.linger(min(left_s, LOOK_EVERY_S))
-            sample = look(trials.daemon.pid, time.monotonic_ns())
-            if sample is not None and (not self.samples or sample.at_ns - self.samples[-1].at_ns > LOOK_EVERY_S * 1e9):
-                self.samples.append(sample)
-        self.needless += [
-            str(record["event"]) for record in trials.daemon.records[known:] if record.get("kind") == "stop"
-        ]
-        trials.daemon.records.clear()  # so that an hour of them is not kept
+            trials.linger(min(left_s, LINGER_S))
+            now = waits(trials)
+            for record in trials.daemon.records:
+                if record.get("kind") == "stop":
+                    self.needless.append(f"{record['event']} (in {LINGER_S:g} s: {now.since(before)})")
+            trials.daemon.records.clear()
+            before = now
+            self._look(trials.daemon.pid)
+
+    def _look(self, pid: int) -> None:
+        now_ns = time.monotonic_ns()
+        if self.samples and now_ns - self.samples[-1].at_ns < LOOK_EVERY_NS:
+            return
+        sample = look(pid, now_ns)
+        if sample is not None:
+            self.samples.append(sample)
 
     def _try(self, trials: Trials, row: Row) -> None:
         fault = row.fault
@@ -88,21 +104,27 @@ class Soak:
         (row.spoilt if outcome.spoilt else row.outcomes).append(outcome)
 
 
+def waits(trials: Trials) -> Waits:
+    """How long each of the two processes has been kept waiting so far."""
+    return Waits.of({"gate": trials.daemon.pid, "policy": trials.daemon.policy_pid()})
+
+
 def lasting(known: list[Fault]) -> list[Fault]:
     """Those that a daemon survives and that take no memory that others may need."""
     return [fault for fault in known if not fault.not_here and fault.exit_code is None and not fault.large_mib]
 
 
-def tell(passed_s: float, minutes: float, report: Report, needless: int) -> None:
-    """How far it is: written over where there is a terminal, else now and then."""
+def tell(passed_s: float, minutes: float, report: Report, needless: int, told_minute: int) -> int:
+    """How far it is: written over where there is a terminal, else each minute; the minute."""
     totals = Totals.of(report.rows)
     minute, second = divmod(round(passed_s), 60)
     text = f"{minute}:{second:02} of {minutes:g}:00  {totals.line()}, {totals.needless + needless} needless stops"
     if sys.stdout.isatty():
         sys.stdout.write(f"\r\x1b[2K{text}")
-    elif totals.injected % 20 == 0:
+    elif minute > told_minute:
         sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+    return minute
 
 
 def conclude(soak: Soak, report: Report, out: Path) -> int:
@@ -115,12 +137,12 @@ def conclude(soak: Soak, report: Report, out: Path) -> int:
         problems.append(f"it ended, and {soak.gates - 1} others followed it")
     if flat:
         print(f"The gate {flat.line()}.")
-    print(f"{len(soak.needless)} stops while nothing was done to it{':' if soak.needless else '.'}")
+    print(f"{soak.commands} commands; {len(soak.needless)} stops while nothing was done{':' if soak.needless else '.'}")
     print("".join(f"  {sentence}\n" for sentence in soak.needless), end="")
     for problem in problems:
         print(f"BROKEN: of the gate, {problem}.")
     found = json.loads(as_json(report))
-    found["needless"] = soak.needless
+    found["commands"], found["needless"] = soak.commands, soak.needless
     found["gate"] = {"problems": problems, "samples": [dataclasses.asdict(sample) for sample in soak.samples]}
     (out / "soak.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(out / "soak.json")
@@ -132,10 +154,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the choice of faults and moments")
+    parser.add_argument("--no-faults", action="store_true", help="only see whether it ever stops by itself")
     parser.add_argument("--config", type=Path, default=Path("config.toml"))
     parser.add_argument("--out", type=Path, default=Path("build/soak"))
     options = parser.parse_args()
-    soak = Soak(options.minutes, random.Random(options.seed))
+    soak = Soak(options.minutes, random.Random(options.seed), not options.no_faults)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         report = with_robot(load_config(options.config), options.out, soak.run)

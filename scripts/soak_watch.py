@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def look(pid: int, at_ns: int, proc: Path = Path("/proc")) -> Sample | None:
         return Sample(at_ns, resident, len(list((own / "fd").iterdir())), len(tasks), ran_ns)
     except (OSError, IndexError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How long somebody has been kept from running so far, in ms: `steal` is what the host gave to other machines.
+
+    `queued` is what the threads of each process have waited for a processor (proc(5): schedstat), `steal` of all
+    processors together, in steps of a clock tick.
+    """
+
+    steal: float
+    queued: dict[str, float]
+
+    @classmethod
+    def of(cls, pids: Mapping[str, int | None], proc: Path = Path("/proc")) -> Waits:
+        """Those of these processes now; one that has ended has waited for nothing."""
+        ticks = int((proc / "stat").read_text().split("\n", 1)[0].split()[8])
+        queued = dict.fromkeys(pids, 0.0)
+        for name, pid in pids.items():
+            with suppress(OSError, IndexError):
+                for task in (proc / str(pid) / "task").iterdir():
+                    queued[name] += int((task / "schedstat").read_text().split()[1]) / 1e6
+        return cls(1000 * ticks / os.sysconf("SC_CLK_TCK"), queued)
+
+    def since(self, before: Waits) -> str:
+        """What has come to it since, as words."""
+        parts = [f"{name} queued for {ms - before.queued.get(name, 0.0):.1f} ms" for name, ms in self.queued.items()]
+        return ", ".join([f"{self.steal - before.steal:.0f} ms stolen by the host", *parts])
 
 
 @dataclass(frozen=True, slots=True)

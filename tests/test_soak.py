@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.rig import ROOT, environment
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from soak_watch import Flatness, Sample, look  # noqa: E402 - scripts are no package
+from soak_watch import Flatness, Sample, Waits, look  # noqa: E402 - scripts are no package
 
 MIB = 1 << 20
 CONFIG = """
@@ -55,7 +56,7 @@ def test_it_injects_faults_and_watches_the_gate(tmp_path: Path, studio: Path) ->
     assert found["totals"]["injected"] >= 1
     assert found["totals"]["velocity_after_stop"] == found["totals"]["missed_stops"] == 0
     assert all(sample["threads"] >= 1 and sample["descriptors"] > 5 for sample in found["gate"]["samples"])
-    assert "stops while nothing was done to it" in done.stdout
+    assert "stops while nothing was done" in done.stdout
 
 
 def test_a_configuration_that_is_wrong_is_one_sentence(tmp_path: Path) -> None:
@@ -125,3 +126,27 @@ def test_the_first_moments_are_no_growth_and_a_few_looks_are_none() -> None:
     assert flat is not None
     assert flat.problems() == []
     assert Flatness.of(STEADY[:4]) is None
+
+
+def test_who_waits_for_a_processor_is_seen_waiting() -> None:
+    """Two that want the same one all the time: each waits about half of it."""
+    core = min(os.sched_getaffinity(0))
+    spin = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}]); print(flush=True)\nwhile True: pass"]
+    processes = [subprocess.Popen(spin, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        pids = {"one": processes[0].pid, "other": processes[1].pid, "nobody": None}
+        before = Waits.of(pids)
+        time.sleep(0.3)
+        now = Waits.of(pids)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert all(now.queued[name] - before.queued[name] > 50 for name in ("one", "other"))
+    assert now.queued["nobody"] == 0.0
+    assert now.steal >= before.steal
+    assert "one queued for" in now.since(before)
+    assert "stolen by the host" in now.since(before)

@@ -89,8 +89,12 @@ class Announcer:
     def stop(
         self, reason: Reason, why: str, doing: Doing | None, *, due_ns: int | None, written_ns: int, driven_ns: int
     ) -> None:
-        """A STOP was written, at `written_ns`; `driven_ns` is when the last VELOCITY was, 0 for never."""
+        """A STOP was written, at `written_ns`; `driven_ns` is when the last VELOCITY was, 0 for never.
+
+        One that was asked for is nobody's fault: its record has the stage, its sentence does not.
+        """
         fields: dict[str, Any] = {"reason": reason.label}
+        asked_for = reason in {Reason.OPERATOR, Reason.SHUTDOWN}
         if doing is not None:
             spent_ms = max(0.0, (written_ns - doing.since_ns) / MS)
             fields |= {"stage": doing.stage.label, "cycle": doing.cycle, "duration_us": round(spent_ms * 1000)}
@@ -99,10 +103,11 @@ class Announcer:
                 waiting_ms = (written_ns - doing.frame_ns) / MS
                 fields["frame_waiting_us"] = round(waiting_ms * 1000)
                 blame += f", though a frame had been there for {waiting_ms:.1f} ms: its event loop was held up"
-            why = f"{why}; {blame}" if why else blame
+            if not asked_for:
+                why = f"{why}; {blame}" if why else blame
         if due_ns is not None:
             fields["late_us"] = (written_ns - due_ns) // 1000
         if driven_ns:
             fields["since_velocity_us"] = (written_ns - driven_ns) // 1000
-        level = "info" if reason in {Reason.OPERATOR, Reason.SHUTDOWN} else "error"
+        level = "info" if asked_for else "error"
         self._telemetry.event("stop", f"STOP {reason.label}" + (f": {why}" if why else ""), level, **fields)

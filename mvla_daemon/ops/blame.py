@@ -16,6 +16,7 @@ from mvla_daemon.ops.statistics import Statistics, percentile
 _TIMED = {"preprocess", "h2d", "compute", "d2h", "postprocess", "send"}
 USUAL = 3000
 """How many of the newest cycles say what is usual: a minute at 50 Hz."""
+_ASKED_FOR = {"operator", "shutdown"}
 _STATES = {"T": "frozen", "t": "frozen", "Z": "ended", "X": "ended", "D": "waiting for a device"}
 """Of proc(5), those in which it computes nothing for longer than a moment."""
 
@@ -33,7 +34,7 @@ class Blame:
             case "realtime", "policy":
                 pid = record.get("pid")
                 self._policy_pid = pid if isinstance(pid, int) else None
-            case "stop", _:
+            case "stop", _ if record.get("reason") not in _ASKED_FOR:
                 self._add_usual(record)
                 self._add_state(record)
             case "operator", _:

@@ -38,7 +38,7 @@ _RESTING = {"stopped", "latched", "disarmed"}
 class Trials:
     """Tries of faults. `config` is one for the ground; what the daemon says goes to `log`.
 
-    After `most_renewals` policy processes the daemon is replaced.
+    After `most_renewals` policy processes the daemon is replaced. `commands` is how many VELOCITY were written so far.
     """
 
     config: Config
@@ -47,6 +47,7 @@ class Trials:
     log: Path
     chance: random.Random
     most_renewals: int = MOST_RENEWALS
+    commands: int = 0
     _watch: WireWatch = field(init=False)
     _daemon: DaemonLink | None = None
     _frames: list[Timed] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Trials:
             body = timed.packet.body
             if isinstance(body, Drive):
                 self._driven += 1
+                self.commands += 1
                 self._driven_ns = timed.at_ns
             elif isinstance(body, (Arm, Stop)):
                 self._driven = 0
