@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -71,20 +70,31 @@ def test_a_configuration_that_is_wrong_is_one_sentence(tmp_path: Path) -> None:
     assert (done.returncode, "nowhere.toml" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
+GROWING = """
+import os, sys, threading
+print(flush=True)
+sys.stdin.readline()
+held = bytearray(os.urandom(8 << 20))
+file = open(os.devnull)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
 def test_a_process_is_seen_with_its_memory_files_and_threads() -> None:
-    before = look(os.getpid(), 1)
+    with subprocess.Popen([sys.executable, "-c", GROWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = look(process.pid, 1)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        during = look(process.pid, 2)
     assert before is not None
-    end = threading.Event()
-    thread = threading.Thread(target=end.wait)
-    thread.start()
-    held = bytearray(os.urandom(8 * MIB))
-    with Path("/dev/null").open("rb"):
-        during = look(os.getpid(), 2)
-    end.set()
-    thread.join()
     assert during is not None
-    assert len(held) == 8 * MIB
-    assert during.resident - before.resident > 7 * MIB
+    assert 7 * MIB < during.resident - before.resident < 12 * MIB
     assert (during.threads, during.descriptors) == (before.threads + 1, before.descriptors + 1)
     assert during.processor_ns >= before.processor_ns > 0
 

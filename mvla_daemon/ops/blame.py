@@ -34,7 +34,7 @@ class Blame:
             case "realtime", "policy":
                 pid = record.get("pid")
                 self._policy_pid = pid if isinstance(pid, int) else None
-            case "stop", _ if record.get("reason") not in _ASKED_FOR:
+            case "stop", _ if str(record.get("reason")) not in _ASKED_FOR:
                 self._add_usual(record)
                 self._add_state(record)
             case "operator", _:
