@@ -10,11 +10,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from tests.meanwhile import Meanwhile, is_meanwhile
 from tests.onnx_models import ModelFile
 from tests.proving import Beside, Proving, is_beside
 from tests.rig import GroundRig, Scene
+
+# How long an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SIZE = (120, 160)
 MEANWHILE = pytest.StashKey[dict[str, "Future[None]"]]()

@@ -635,7 +635,7 @@ MESSAGE = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(MESSAGE, min_size=5, max_size=40))
 def test_whatever_it_says_only_what_is_allowed_is_admitted(
     messages: list[tuple[int, str, int, int, int | None, int, tuple[float, float, float]]],

@@ -23,6 +23,7 @@ from mvla_daemon.cameras.base import CameraError, PictureError
 from mvla_daemon.cameras.simulated import SimulatedCamera
 from mvla_daemon.sim import camera_link
 from mvla_daemon.sim.camera_link import CameraClient, CameraServer, News
+from tests.nobody import as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SLOTS = 4
-NOBODY = 65534
 UNAVAILABLE = 69
 
 
@@ -200,12 +200,9 @@ def test_the_memory_is_the_simulators_to_write_and_nobody_elses(server: CameraSe
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_users_viewer_is_sent_away_and_another_users_simulator_is_left(server: CameraServer) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-        os.seteuid(NOBODY)
-        try:
+        with as_nobody():
             stranger.connect("\0" + str(server.path)[1:])
             strange = CameraServer()
-        finally:
-            os.seteuid(0)
         assert server.accept() is None
         assert stranger.recv(16) == b""
     with pytest.raises(PermissionError, match="another user"):

@@ -19,6 +19,7 @@ from mvla_daemon.cameras.slot import NewestFrameSlot
 from mvla_daemon.cameras.v4l2 import V4l2Camera, decode_jpeg
 from mvla_daemon.errors import DaemonError
 from mvla_daemon.opencv import load_opencv
+from tests.nobody import as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -316,15 +317,9 @@ def test_a_camera_of_another_group_says_which_group(tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        with pytest.raises(CameraError, match="group video") as caught:
-            V4l2Camera(str(locked / "video0"), 640, 480, 30).open()
-    finally:
-        os.seteuid(user)
-        locked.chmod(0o700)
+    with as_nobody(), pytest.raises(CameraError, match="group video") as caught:
+        V4l2Camera(str(locked / "video0"), 640, 480, 30).open()
+    locked.chmod(0o700)
     assert caught.value.exit_code == 77
 
 

@@ -31,7 +31,7 @@ port = "/dev/ttyUSB0"
 """
 """Lines 1 to 6; what a test adds begins at line 7."""
 CONFIG_ERROR = 78
-per_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+per_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(folder: Path, text: str) -> Path:

@@ -733,7 +733,7 @@ def perform(bench: Bench, step: Step) -> None:
         bench.send(step.kind, step.session, None if step.fresh else 0, **step.fields)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(steps())
 def test_whatever_is_sent_the_robot_moves_only_while_it_is_told_to(sequence: list[Step]) -> None:
     bench = Bench()
@@ -779,7 +779,7 @@ def assert_obeyed(bench: Bench, step: Step, state: int, session: int) -> None:
         assert bench.controller.velocity.as_tuple() == (0, 0, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps())
 def test_how_often_it_is_ticked_makes_no_difference(sequence: list[Step]) -> None:
     often, seldom = Bench(), Bench()

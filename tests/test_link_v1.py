@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mvla_daemon.motors.link_v1 import (
@@ -103,7 +103,6 @@ def test_every_type_of_the_contract_has_a_vector() -> None:
     assert {vector["frame"] for vector in VECTORS["valid"]} == set(BODIES) == set(wire.LAYOUT)
 
 
-@settings(deadline=None)
 @given(kind_and_values())
 def test_what_one_side_writes_the_other_reads(drawn: tuple[str, int, int, list[int | bytes]]) -> None:
     kind, session, seq, values = drawn
@@ -152,7 +151,6 @@ def test_no_truncation_makes_a_packet(vector: dict[str, Any]) -> None:
         only_good_one_survives(data[-1 - kept : -1])
 
 
-@settings(deadline=None)
 @given(
     st.lists(kind_and_values(), min_size=1, max_size=4),
     st.binary(max_size=100),
@@ -175,7 +173,6 @@ def test_where_reads_split_does_not_matter(
     assert whole.counts == pieces.counts == single.counts
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_both_decoders_make_the_same_of_garbage(garbage: bytes) -> None:
     decoder, reader = Decoder(), wire.WireReader()
@@ -186,7 +183,6 @@ def test_both_decoders_make_the_same_of_garbage(garbage: bytes) -> None:
     assert sum(decoder.counts.values()) == len(reader.undecodable)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_both_decoders_judge_a_payload_with_a_right_crc_alike(payload: bytes) -> None:
     data = wire.seal(payload)
@@ -240,7 +236,6 @@ def test_a_name_is_shown_even_when_it_is_no_text() -> None:
     assert Identity(0, b"a\xffb".ljust(16, b"\0"), 1, 0, 20, 1000, 2000, 8000).text == "a\\xffb"
 
 
-@settings(deadline=None)
 @given(U32, U32)
 def test_newer_is_rfc_1982s(seq: int, than: int) -> None:
     # Section 3.2, "i1 is said to be less than i2", with SERIAL_BITS 32 and here i1 = than, i2 = seq.

@@ -191,7 +191,7 @@ COMMANDS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     commands=COMMANDS,
     delay=st.integers(0, 12),
@@ -224,7 +224,7 @@ def test_whoever_follows_at_the_slower_ramp_or_faster_is_never_accused(
             assert watched.report(rounded, 5 * report_every if at else 0) == ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     axis=st.integers(0, 2),
     told=st.floats(-3, 3),

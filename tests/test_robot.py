@@ -152,7 +152,7 @@ def test_a_late_look_takes_the_newest_picture_from_where_the_robot_was_then() ->
     assert late.exposures[-1].pose != late.robot.world.pose
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=40))
 def test_how_often_it_is_moved_on_changes_nothing_of_the_drive(steps_ms: list[int]) -> None:
     fine, coarse = Driver(), Driver()

@@ -820,7 +820,7 @@ RULES = st.builds(
 CHOICES = st.tuples(st.none() | st.sampled_from(EVENTS), st.sampled_from(DELAYS_NS))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(RULES, st.lists(CHOICES, min_size=30, max_size=80))
 def test_whatever_happens_the_invariants_hold(rules: Rules, choices: list[tuple[Event | None, int]]) -> None:
     live(Life(rules), choices)

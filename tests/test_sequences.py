@@ -23,7 +23,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return configuration(tmp_path_factory.mktemp("sequences"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events=st.lists(st.sampled_from(EVENTS), max_size=40), seed=st.integers(0, 2**32))
 def test_no_sequence_of_events_breaks_a_rule_of_the_wire(config: Config, events: list[str], seed: int) -> None:
     Life(config, events, seed).run()

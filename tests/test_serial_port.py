@@ -19,11 +19,11 @@ import pytest
 from mvla_daemon.errors import DaemonError
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.serial_port import PortLostError, SerialPort
+from tests.nobody import NOBODY, as_nobody
 
 BAUD = 921_600
 MS = 1_000_000
 TIOCGEXCL = 0x80045440
-NOBODY = 65534
 FRAME = b"\x11" * 36 + b"\0"
 OPEN = """
 import sys
@@ -205,13 +205,8 @@ def test_what_is_no_serial_port_is_refused_by_name(kind: str, tmp_path: Path) ->
 
 def test_no_permission_is_its_own_exit_code(pty: Pty) -> None:
     Path(pty.path).chmod(0)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(NOBODY)
-    try:
+    with as_nobody():
         error = refusal(pty.path)
-    finally:
-        os.seteuid(user)
     assert error.exit_code == 77
     assert "usermod -aG dialout" in str(error)
 
