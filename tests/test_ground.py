@@ -368,13 +368,13 @@ def viewer(yard: Yard) -> Iterator[CameraClient]:
     client.close()
 
 
-def see(client: CameraClient, after_ns: int = 0) -> tuple[News, NDArray[np.uint8]]:
-    """A picture that was published after that time, as far as its own time can be trusted."""
+def see(client: CameraClient, after_ns: int | None = None) -> tuple[News, NDArray[np.uint8]]:
+    """The next picture; or one that says it was taken after that time."""
     pixels = np.empty((480, 640, 3), np.uint8)
     while True:
         news = client.wait()
         assert news is not None
-        if client.copy(news, pixels) and news.captured_ns > after_ns:
+        if client.copy(news, pixels) and (after_ns is None or news.captured_ns > after_ns):
             return news, pixels
 
 
