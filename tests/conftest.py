@@ -179,7 +179,7 @@ def beside(request: pytest.FixtureRequest, studio: Path, tmp_path_factory: pytes
     beside.close()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def meanwhile(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
@@ -192,6 +192,12 @@ def meanwhile(
     request.config.stash[MEANWHILE] = meanwhile.results
     yield meanwhile.results
     meanwhile.close()
+
+
+@pytest.fixture(autouse=True)
+def _others_may_begin(request: pytest.FixtureRequest) -> None:
+    if not is_alone(request.node):
+        request.getfixturevalue("meanwhile")
 
 
 @pytest.fixture
@@ -207,11 +213,17 @@ def ground(request: pytest.FixtureRequest, proving: Proving, beside: Beside) -> 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "beside: runs on a second proving ground, beside the others")
     config.addinivalue_line("markers", "meanwhile: mostly waits, so it runs beside all others")
+    config.addinivalue_line("markers", "alone: counts what the whole process has, so it runs before any runs beside it")
+
+
+def is_alone(item: pytest.Item) -> bool:
+    """Whether nothing may run beside it: it changes the process for its time, or measures all of it."""
+    return item.get_closest_marker("alone") is not None or "monkeypatch" in getattr(item, "fixturenames", ())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs beside the others is asked for last, when it has been done."""
-    items.sort(key=lambda item: (is_meanwhile(item), is_beside(item)))
+    """What has to be alone comes first; what runs beside the others is asked for last, when it has been done."""
+    items.sort(key=lambda item: (not is_alone(item), is_meanwhile(item), is_beside(item)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -196,6 +196,7 @@ def test_an_error_of_the_gate_itself_is_not_hidden_as_a_clients(tmp_path: Path) 
 # --- the socket's file ---
 
 
+@pytest.mark.alone
 def test_only_this_user_can_reach_the_socket(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -340,6 +341,7 @@ def test_clients_that_never_read_do_not_block_anything(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"stop", b"dance"])
+@pytest.mark.alone
 def test_clients_that_hang_up_are_forgotten(desk: Desk, said: bytes) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for accepted_first in (False, True):

@@ -285,6 +285,7 @@ def test_nothing_is_inferred_before_load_or_after_close(engine_for: Open) -> Non
         engine.infer(ignore)
 
 
+@pytest.mark.alone
 def test_two_thousand_inferences_leave_no_memory_behind(engine_for: Open) -> None:
     engine = engine_for(counting_model(), state=RECURRENT)
     engine.load()

@@ -481,6 +481,7 @@ def test_a_process_that_cannot_be_started_again_is_given_up() -> None:
     keeper.stop()
 
 
+@pytest.mark.alone
 def test_nothing_is_left_of_a_keeper(keep: Callable[[str], PolicyKeeper]) -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     keeper = keep(SLEEPER)
