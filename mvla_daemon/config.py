@@ -156,15 +156,17 @@ class Policy(_Model):
     """
 
     manifest: PathText
-    backend: Literal["onnxruntime", "null"] = "onnxruntime"
+    backend: Literal["onnxruntime", "tensorrt", "null"] = "onnxruntime"
     instruction: Annotated[str, Field(min_length=1), AfterValidator(_sayable)] | None = None
 
-    @field_validator("backend", mode="before")
-    @classmethod
-    def _known_backend(cls, backend: object) -> object:
-        if backend == "tensorrt":
-            raise ValueError('this version does not have TensorRT; set it to "onnxruntime"')
-        return backend
+
+class TensorRt(_Model):
+    """How engines are built; `cache` of None is the user's cache, `dla_core` of None the GPU."""
+
+    precision: Literal["fp16", "fp32"] = "fp16"
+    workspace_mib: Annotated[int, Field(ge=1, le=1 << 20)] = 1024
+    dla_core: Annotated[int, Field(ge=0, le=15)] | None = None
+    cache: PathText | None = None
 
 
 class Motor(_Model):
@@ -258,6 +260,7 @@ class Sections(_Model):
     control: Control = Control()
     camera: Camera
     policy: Policy
+    tensorrt: TensorRt = TensorRt()
     motor: Motor
     limits: Limits = Limits()
     safety: Safety = Safety()

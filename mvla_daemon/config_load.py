@@ -43,10 +43,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if camera.file_path is not None:
         camera = camera.model_copy(update={"source": f"{RECORDING}{config.resolve(camera.file_path)}"})
     policy = policy.model_copy(update={"manifest": str(_manifest(config))})
+    tensorrt = config.tensorrt
+    if tensorrt.cache is not None:
+        tensorrt = tensorrt.model_copy(update={"cache": str(config.resolve(tensorrt.cache))})
     sim = config.sim
     if sim.picture is not None:
         sim = sim.model_copy(update={"picture": str(config.resolve(sim.picture))})
-    return config.model_copy(update={"camera": camera, "policy": policy, "sim": sim})
+    return config.model_copy(update={"camera": camera, "policy": policy, "tensorrt": tensorrt, "sim": sim})
 
 
 def _manifest(config: Config) -> Path:

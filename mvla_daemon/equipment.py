@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mvla_daemon.cameras.base import Camera
@@ -11,10 +12,13 @@ from mvla_daemon.cameras.simulated import SimulatedCamera
 from mvla_daemon.cameras.v4l2 import V4l2Camera
 from mvla_daemon.config import Config
 from mvla_daemon.engines.base import Engine
+from mvla_daemon.engines.engine_build import BuildSettings
+from mvla_daemon.engines.engine_store import EngineStore
 from mvla_daemon.engines.instruction import embedding_for
 from mvla_daemon.engines.manifest import Manifest
 from mvla_daemon.engines.null import NullEngine
 from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
+from mvla_daemon.engines.tensorrt import TensorRtEngine
 
 
 def camera_for(config: Config, simulated_camera: Path | None) -> Camera:
@@ -31,8 +35,29 @@ def camera_for(config: Config, simulated_camera: Path | None) -> Camera:
     return V4l2Camera(camera.device, camera.width, camera.height, camera.fps)
 
 
-def engine_for(config: Config, manifest: Manifest) -> Engine:
-    """The engine, not yet loaded; raises DaemonError for an instruction that the policy does not know."""
+def engine_for(config: Config, manifest: Manifest, tell: Callable[[str], None]) -> Engine:
+    """The engine, not yet loaded; `tell` is given what loading it has to say.
+
+    Raises DaemonError for an instruction that the policy does not know.
+    """
     if config.policy.backend == "null":
         return NullEngine(manifest)
-    return OnnxRuntimeEngine(manifest, embedding_for(manifest, config.policy.instruction))
+    embedding = embedding_for(manifest, config.policy.instruction)
+    on_cpu = OnnxRuntimeEngine(manifest, embedding)
+    if config.policy.backend == "onnxruntime":
+        return on_cpu
+    store = engine_store(config, manifest, tell)
+    return TensorRtEngine(manifest, store, on_cpu, embedding)
+
+
+def engine_store(
+    config: Config, manifest: Manifest, tell: Callable[[str], None], *, keep_or_fail: bool = False
+) -> EngineStore:
+    """Where the policy's TensorRT engine comes from."""
+    tensorrt = config.tensorrt
+    settings = BuildSettings(
+        tensorrt.precision, tensorrt.workspace_mib, tensorrt.dla_core, Path(tensorrt.cache) if tensorrt.cache else None
+    )
+    embedding = embedding_for(manifest, config.policy.instruction)
+    size = None if embedding is None else embedding.size
+    return EngineStore(manifest, settings, size, tell, keep_or_fail=keep_or_fail)

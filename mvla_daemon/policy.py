@@ -85,10 +85,14 @@ class PolicyProcess:
 
     async def _load(self) -> tuple[Manifest, Thinker]:
         manifest = load_manifest(self.config.resolve(self.config.policy.manifest))
-        camera, engine = self.config.camera, engine_for(self.config, manifest)
+        camera, engine = self.config.camera, engine_for(self.config, manifest, self._tell)
         thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
         await self._engine.call(thinker.load)
         return manifest, thinker
+
+    def _tell(self, sentence: str) -> None:
+        """What loading has to say; it may be called on any thread."""
+        self._telemetry.event("engine", sentence, "info")
 
     async def _watch_camera(self) -> Camera:
         """Start to capture; returns once there was a usable picture."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +58,24 @@ class Engine(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTimes:
+    """Where the time of one inference went, in ms: asking for it, by the host's clock, the rest by the device's."""
+
+    enqueue_ms: float
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+
+
+@runtime_checkable
+class TimedEngine(Protocol):
+    """An engine that has a device with a clock of its own."""
+
+    def infer_timed(self) -> DeviceTimes:
+        """One inference, with the times of its parts; raises EngineError."""
 
 
 _MARKS = {

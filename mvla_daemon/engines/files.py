@@ -32,6 +32,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_bytes(data: bytes) -> str:
+    """The sha256 of what is in memory, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def external_files(model: Path) -> set[Path]:
     """The files beside an ONNX model that it takes weights from; raises OSError.
 
@@ -60,10 +65,15 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
     return (first[0] & 0x7F) | second[0] << 7, at + 2
 
 
-def _cache_path() -> Path:
-    """Where hashes are remembered (XDG Base Directory specification); raises RuntimeError where no home is known."""
+def cache_folder() -> Path:
+    """This user's cache (XDG Base Directory specification); raises RuntimeError where no home is known."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "mvla-daemon" / "sha256.json"
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "mvla-daemon"
+
+
+def _cache_path() -> Path:
+    """Where hashes are remembered."""
+    return cache_folder() / "sha256.json"
 
 
 def _read_cache() -> dict[str, object]:

@@ -134,6 +134,8 @@ class Manifest(_Table):
     inputs: Inputs
     states: tuple[State, ...] = Field(default=(), alias="state")
     axes: tuple[Axis, ...] = Field(alias="axis", min_length=1)
+    parity_tolerance: Divisor = 0.05
+    """How far a built engine's action may be from the model's, as a share of its standard deviation over pictures."""
 
     @field_validator("axes")
     @classmethod
