@@ -1,0 +1,1 @@
+"""The tests' pycuda: no GPU is needed, and misuse is an error."""
