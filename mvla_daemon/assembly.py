@@ -48,26 +48,32 @@ def crew(
     random_u32: Callable[[], int],
 ) -> Crew:
     """What the gate works with; `random_u32` draws the link's sessions and nonces."""
-    control, limits = config.control, config.limits
+    control = config.control
     return Crew(
         admission=Admission(
             period_ns=control.period_ns,
             allowed_ns=control.deadline_ns,
             max_frame_age_ns=control.max_frame_age_ns,
             frozen_after_ns=round(config.camera.frozen_after_ms * MS),
-            limits=limits.by_axis(),
+            limits=config.limits.by_axis(),
             rehearsals=config.safety.recover_cycles,
         ),
-        link=MvlaLink(
-            watchdog_ms=config.motor.watchdog_ms,
-            ttl_ms=config.ttl_ms,
-            accel=(limits.linear_x.accel, limits.linear_y.accel, limits.angular_z.accel),
-            period_ns=control.period_ns,
-            random_u32=random_u32,
-        ),
+        link=motor_link(config, random_u32),
         port=port,
         keeper=keeper,
         announce=Announcer(telemetry),
         clock=clock,
         errand=errand,
+    )
+
+
+def motor_link(config: Config, random_u32: Callable[[], int]) -> MvlaLink:
+    """The host's side of the motor link."""
+    limits = config.limits
+    return MvlaLink(
+        watchdog_ms=config.motor.watchdog_ms,
+        ttl_ms=config.ttl_ms,
+        accel=(limits.linear_x.accel, limits.linear_y.accel, limits.angular_z.accel),
+        period_ns=config.control.period_ns,
+        random_u32=random_u32,
     )

@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--wire", type=Path, metavar="FILE", help="with --lockstep: write what went to the motors")
     running.add_argument("--trace", type=Path, metavar="FILE", help="write every cycle's times as CSV")
     running.add_argument("--ground", nargs=3, help=argparse.SUPPRESS)  # the self-test's: port, camera, sabotage
+    building = parser.add_argument_group("build-engine")
+    building.add_argument("--explain", action="store_true", help="build nothing, say which engine fits and why")
     measuring = parser.add_argument_group("bench")
     measuring.add_argument("--null", action="store_true", help="without a network, deadline T: the daemon's own cost")
     measuring.add_argument("--rate", type=_hertz, metavar="HZ", help="this rate, instead of the highest that holds")
@@ -139,6 +141,18 @@ def _bench(config: Config, options: argparse.Namespace) -> int:
     return bench(config, _overrides(options), null=options.null, rate_hz=options.rate, seconds=options.seconds)
 
 
+def _build_engine(config: Config, options: argparse.Namespace) -> int:
+    from mvla_daemon.ops.engine_command import build_engine  # noqa: PLC0415 - as above
+
+    return build_engine(config, explain=options.explain)
+
+
+def _check(config: Config, _options: argparse.Namespace) -> int:
+    from mvla_daemon.ops.check import check  # noqa: PLC0415 - as above
+
+    return check(config)
+
+
 def _run(config: Config, options: argparse.Namespace) -> int:
     from mvla_daemon.daemon import RunOptions, run  # noqa: PLC0415 - the other commands answer faster without it
 
@@ -185,5 +199,7 @@ def _check_simulation_options(config: Config, options: argparse.Namespace) -> No
 _COMMANDS: dict[str, Callable[[Config, argparse.Namespace], int]] = {
     "run": _run,
     "bench": _bench,
+    "build-engine": _build_engine,
+    "check": _check,
     "selftest": _selftest,
 }

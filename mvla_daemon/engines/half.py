@@ -40,16 +40,23 @@ def cast_to_half(source: Path, target: Path) -> None:
     model = onnx.load(str(source))
     large = source.stat().st_size > _PROTOBUF_BYTES or model.ByteSize() > _PROTOBUF_BYTES
     _check_weights(onnx, model, source)
+    _turn_casts(onnx, model.graph)
+    _part_outputs(onnx, model.graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of each weight that is rounded to the smallest number: there are thousands
         try:
             half = float16.convert_float_to_float16(
-                model, min_positive_val=SMALLEST, max_finite_val=LARGEST, keep_io_types=True, disable_shape_infer=large
+                model,
+                min_positive_val=SMALLEST,
+                max_finite_val=LARGEST,
+                keep_io_types=True,
+                disable_shape_infer=large,
+                check_fp16_ready=False,  # it takes any FP16 inside for a model that was cast before
             )
         except Exception as error:  # noqa: BLE001 - the converter raises whatever it stumbles over
             raise DaemonError(
-                f"{source} cannot be cast to FP16 ({type(error).__name__}: {error}): export it with other operators, "
-                'or set tensorrt.precision to "fp32"',
+                f"{source} cannot be cast to FP16 ({type(error).__name__}: {' '.join(str(error).split())}): export it "
+                'with other operators, or set tensorrt.precision to "fp32"',
                 ExitCode.CONFIG,
             ) from None
     _save(onnx, half, target, large=large)
@@ -65,6 +72,32 @@ def _check_weights(onnx: Any, model: Any, source: Path) -> None:
                     'scale them in the network, or set tensorrt.precision to "fp32"',
                     ExitCode.CONFIG,
                 )
+
+
+def _turn_casts(onnx: Any, graph: Any) -> None:
+    """Have what the model itself casts to FP32 be cast to FP16: the converter leaves such casts as they are."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = onnx.TensorProto.FLOAT16
+            for inner in (attribute.g, *attribute.graphs):
+                _turn_casts(onnx, inner)
+
+
+def _part_outputs(onnx: Any, graph: Any) -> None:
+    """Give an output that the network itself goes on with (a recurrent state) a name of its own inside.
+
+    The converter casts outputs back to FP32 under their names, and would have the network go on with that.
+    """
+    used = {name for node in graph.node for name in node.input}
+    for name in [output.name for output in graph.output if output.name in used]:
+        inside = f"{name}_inside"
+        for node in graph.node:
+            for names in (node.input, node.output):
+                for at, other in enumerate(names):
+                    if other == name:
+                        names[at] = inside
+        graph.node.append(onnx.helper.make_node("Identity", [inside], [name]))
 
 
 def _save(onnx: Any, model: Any, target: Path, *, large: bool) -> None:

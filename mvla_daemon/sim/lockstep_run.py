@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import Stage
-from mvla_daemon.engines.instruction import embedding_for
 from mvla_daemon.engines.manifest import Manifest, load_manifest
-from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
 from mvla_daemon.engines.thinker import Thinker
+from mvla_daemon.equipment import engine_for
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.opencv import load_opencv
 from mvla_daemon.ops.errand import Ending
@@ -27,10 +27,13 @@ class _NoBoard:
         """Nothing."""
 
 
-def load_thinker(config: Config) -> tuple[Manifest, Thinker]:
-    """The policy that the configuration names, loaded for use on this thread; raises DaemonError."""
+def load_thinker(config: Config, tell: Callable[[str], None] = lambda _: None) -> tuple[Manifest, Thinker]:
+    """The policy that the configuration names, on its engine, loaded for use on this thread; raises DaemonError.
+
+    `tell` is given what loading has to say.
+    """
     manifest = load_manifest(Path(config.policy.manifest))
-    engine = OnnxRuntimeEngine(manifest, embedding_for(manifest, config.policy.instruction))
+    engine = engine_for(config, manifest, tell)
     thinker = Thinker(manifest, engine, (config.camera.height, config.camera.width), config.camera.rotation, _NoBoard())
     thinker.load()
     return manifest, thinker
@@ -46,12 +49,12 @@ def run_lockstep(config: Config, telemetry: Telemetry, wire: Path | None) -> End
     load_opencv()
     instruction = config.policy.instruction or ""
     room, side = make_room(config.sim.seed), SENTENCES.get(instruction)
-    manifest, thinker = load_thinker(config)
+    manifest, thinker = load_thinker(config, lambda sentence: telemetry.event("engine", sentence))
     scrapbook = Scrapbook(room, side, instruction)
     about = {
         "name": manifest.name,
         "weights": manifest.weights,
-        "engine": "onnxruntime",
+        "engine": config.policy.backend,
         "camera": "simulated camera (capture times: simulated time)",
     }
     drive = Lockstep(

@@ -23,17 +23,15 @@ class Runtime(Listed):
 
     def deserialize_cuda_engine(self, *args: Any) -> ICudaEngine | None:
         plan = bytes(args[0])
-        head, _, model = plan.removeprefix(MAGIC).partition(b"\n")
-        try:
-            about = json.loads(head)
-            assert plan.startswith(MAGIC)
-            if about["version"] != VERSION:
-                say(self.logger, ILogger.ERROR, "[stdArchiveReader.cpp] Version tag does not match")
-                return None
-            return ICudaEngine(self.logger, onnx.load_from_string(model), about)
-        except Exception:
+        if not plan.startswith(MAGIC):
             say(self.logger, ILogger.ERROR, "[runtime.cpp] Serialization assertion magicTagRead failed")
             return None
+        head, _, model = plan.removeprefix(MAGIC).partition(b"\n")
+        about = json.loads(head)
+        if about["version"] != VERSION:
+            say(self.logger, ILogger.ERROR, "[stdArchiveReader.cpp] Version tag does not match")
+            return None
+        return ICudaEngine(self.logger, onnx.load_from_string(model), about)
 
 
 class ICudaEngine(Listed):
@@ -43,6 +41,7 @@ class ICudaEngine(Listed):
         self._perturb = about["perturb"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would undo casts to FP16
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         values = {value.name: (value, "INPUT") for value in model.graph.input}
         values |= {value.name: (value, "OUTPUT") for value in model.graph.output}

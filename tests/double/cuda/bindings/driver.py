@@ -26,7 +26,13 @@ class CUstreamCaptureMode(IntEnum):
 
 OK = (CUresult.CUDA_SUCCESS,)
 Graph = Sequence[fake_gpu.Work]
-_destroyed: list[Graph] = []
+
+
+class Executable:
+    def __init__(self, graph: Graph) -> None:
+        self.graph: Graph | None = tuple(graph)
+
+
 
 
 def cuStreamBeginCapture(handle: int, mode: CUstreamCaptureMode) -> tuple[CUresult]:
@@ -46,24 +52,24 @@ def cuStreamEndCapture(handle: int) -> tuple[CUresult, Graph]:
     return (CUresult.CUDA_SUCCESS, graph)
 
 
-def cuGraphInstantiate(graph: Graph, flags: int) -> tuple[CUresult, Graph]:
+def cuGraphInstantiate(graph: Graph, flags: int) -> tuple[CUresult, Executable]:
     assert flags == 0
-    return (CUresult.CUDA_SUCCESS, tuple(graph))
+    return (CUresult.CUDA_SUCCESS, Executable(graph))
 
 
 def cuGraphDestroy(graph: Graph) -> tuple[CUresult]:
     return OK
 
 
-def cuGraphLaunch(executable: Graph, handle: int) -> tuple[CUresult]:
-    if any(executable is one for one in _destroyed):
+def cuGraphLaunch(executable: Executable, handle: int) -> tuple[CUresult]:
+    if executable.graph is None:
         raise fake_gpu.MisuseError("launch of a destroyed graph")
     stream = fake_gpu.stream_of(handle)
-    for work in executable:
+    for work in executable.graph:
         stream.ask(work)
     return OK
 
 
-def cuGraphExecDestroy(executable: Graph) -> tuple[CUresult]:
-    _destroyed.append(executable)
+def cuGraphExecDestroy(executable: Executable) -> tuple[CUresult]:
+    executable.graph = None
     return OK
