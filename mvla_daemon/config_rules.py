@@ -103,6 +103,12 @@ def _null_moves_nothing(c: Sections) -> str | None:
     return 'null pictures and the null engine are for benches and drive no robot; set motor.port to "sim://"'
 
 
+def _dla_in_half(c: Sections) -> str | None:
+    if c.tensorrt.dla_core is None or c.tensorrt.precision == "fp16":
+        return None
+    return 'no DLA computes in FP32; set tensorrt.precision to "fp16", or leave tensorrt.dla_core out'
+
+
 def _bundled_is_there(c: Sections) -> str | None:
     name = c.policy.manifest.removeprefix(BUNDLED)
     if name == c.policy.manifest:
@@ -134,6 +140,7 @@ RULES: dict[Rule, tuple[str, ...]] = {
     _frozen_after_stale: ("camera.frozen_after_ms", "control.max_frame_age_ms"),
     _dead_after_a_cycle: ("safety.policy_dead_after_ms", "control.rate_hz", "control.deadline_ms"),
     _gate_before_policy: ("realtime.gate_priority", "realtime.policy_priority"),
+    _dla_in_half: ("tensorrt.precision", "tensorrt.dla_core"),
     _bundled_is_there: ("policy.manifest",),
     _simulated_picture: ("camera.width", "camera.height", "camera.rotation", "camera.source"),
     _null_moves_nothing: ("motor.port", "camera.source", "policy.backend"),

@@ -80,12 +80,13 @@ class PolicyProcess:
         self._loop.add_reader(self.gate, self._hear_gate)
         camera = await self._watch_camera()
         realtime.set_garbage_aside()
-        self.gate.send(pack_ready(_about(manifest, self.config.policy.backend, camera)))
+        self.gate.send(pack_ready(_about(manifest, f"{self.config.policy.backend} {self._loaded.how}".strip(), camera)))
         await self._ended
 
     async def _load(self) -> tuple[Manifest, Thinker]:
         manifest = load_manifest(self.config.resolve(self.config.policy.manifest))
-        camera, engine = self.config.camera, engine_for(self.config, manifest, self._tell)
+        camera = self.config.camera
+        self._loaded = engine = engine_for(self.config, manifest, self._tell)
         thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
         await self._engine.call(thinker.load)
         return manifest, thinker

@@ -280,7 +280,10 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("camera.frozen_after_ms", ["0", "100", "60000"], ["-1", "inf", "60001"]),
         ("camera.latency_ms", ["0", "40"], ["-1", "nan"]),
         ("policy.manifest", ['"/a/b.toml"'], ['""', "3", '"a\\u0000b"']),
-        ("policy.backend", ['"onnxruntime"'], ['"tensorrt"', '"onnx"', '""', "1"]),
+        ("policy.backend", ['"onnxruntime"', '"tensorrt"'], ['"onnx"', '""', "1"]),
+        ("tensorrt.precision", ['"fp16"', '"fp32"'], ['"int8"', "16"]),
+        ("tensorrt.workspace_mib", ["1", "4096"], ["0", "1.5", "-1"]),
+        ("tensorrt.dla_core", ["0", "1"], ["-1", '"0"']),
         ("policy.instruction", ['"go to the cup"'], ['""', "1", "true", '"a\\u0000b"']),
         ("motor.protocol", ['"mvla"'], ['"vesc"', "1"]),
         ("motor.baud", ["9600", "921600", "4000000"], ["0", "-1", "9599", "4000001", "115200.0", '"115200"']),
@@ -385,8 +388,15 @@ def test_nothing_is_guessed_for_the_camera_the_policy_and_the_port(tmp_path: Pat
     ]
 
 
-def test_tensorrt_is_refused_because_this_version_has_none(tmp_path: Path) -> None:
-    assert "this version does not have TensorRT" in only_error(tmp_path, overrides=["policy.backend=tensorrt"])
+def test_a_dla_computes_in_fp16_only(tmp_path: Path) -> None:
+    load(tmp_path, overrides=["tensorrt.dla_core=0"])
+    line = only_error(tmp_path, overrides=["tensorrt.dla_core=0", "tensorrt.precision=fp32"])
+    assert line.startswith("--set tensorrt.precision")
+    assert "leave tensorrt.dla_core out" in line
+
+
+def test_engines_are_kept_beside_the_file_that_says_so(tmp_path: Path) -> None:
+    assert load(tmp_path, overrides=["tensorrt.cache=engines"]).tensorrt.cache == str(tmp_path / "engines")
 
 
 # How keys go together: the last value that is accepted, and the first that is refused

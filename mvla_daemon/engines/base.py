@@ -25,8 +25,11 @@ class Engine(Protocol):
     """A loaded policy. All but the constructor runs on one thread, the same for every call.
 
     Used as a context manager it is closed at the end; `load` is a call of its own because it takes long and its
-    thread may not be the one that made the engine.
+    thread may not be the one that made the engine. `how` says after `load` what is to be known of how it works here,
+    if anything.
     """
+
+    how: str
 
     @property
     def inputs(self) -> Mapping[str, NDArray[Any]]:

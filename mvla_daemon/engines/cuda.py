@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ABSENT = (
-    "pycuda cannot be used here ({}): on a Jetson install it with pip install 'mvla-daemon[jetson]', on another machine "
-    'see that its GPU and driver are there, or set policy.backend to "onnxruntime"'
+    "pycuda cannot be used here ({}): on a Jetson install it with pip install 'mvla-daemon[jetson]', on another "
+    'machine see that its GPU and driver are there, or set policy.backend to "onnxruntime"'
 )
 
 

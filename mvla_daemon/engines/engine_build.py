@@ -128,7 +128,7 @@ def _progress_monitor(trt: Any, tell: Callable[[str], None]) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
-            self._told_s = monotonic()
+            self._told_s = monotonic() - TELL_EVERY_S  # the first step is told at once
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:

@@ -30,7 +30,7 @@ LOOK_AGAIN_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the cache has for a key: the engine's bytes, or None and why not. `parity` is what was found of it before."""
+    """What the cache has for a key: the engine's bytes, or None and why not. `parity` is what was found before."""
 
     plan: bytes | None
     why: str
@@ -166,6 +166,6 @@ def _age_ns(path: Path) -> int:
 
 
 def _default_folder() -> Path:
-    """systemd's CacheDirectory= (systemd.exec(5)), else this user's cache."""
+    """Systemd's CacheDirectory= (systemd.exec(5)), else this user's cache."""
     given = os.environ.get("CACHE_DIRECTORY", "").split(":")[0]
     return (Path(given) if given.startswith("/") else cache_folder()) / "engines"

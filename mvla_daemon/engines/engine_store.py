@@ -105,8 +105,8 @@ class EngineStore:
                 return self._build(key, tensorrt, scratch)
         except OSError as error:
             raise DaemonError(
-                f"engines cannot be built in {self.cache.folder} ({error.strerror}): make room there, make it writable, "
-                "or set tensorrt.cache to another folder",
+                f"engines cannot be built in {self.cache.folder} ({error.strerror}): make room there, make it "
+                "writable, or set tensorrt.cache to another folder",
                 ExitCode.NO_PERMISSION,
             ) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import secrets
 import warnings
 from contextlib import suppress
@@ -112,6 +111,6 @@ def _save(onnx: Any, model: Any, target: Path, *, large: bool) -> None:
         else:
             onnx.save(model, str(part))
         onnx.checker.check_model(str(part))
-        os.replace(part, target)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class NullEngine:
     """Buffers as the manifest's policy has them, and no policy: every output stays zero. See `Engine`."""
 
+    how = ""
+
     def __init__(self, manifest: Manifest) -> None:
         image = manifest.inputs.image
         sizes: dict[str, int] = {}

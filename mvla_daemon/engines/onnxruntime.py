@@ -53,6 +53,7 @@ class OnnxRuntimeEngine:
         self._embedding = instruction_embedding
         self._providers = list(providers)
         self._copies_inputs = self._providers[0] != "CPUExecutionProvider"
+        self.how = ""
         self._forget()
 
     def _forget(self) -> None:

@@ -41,7 +41,9 @@ class Parity:
 
     def line(self) -> str:
         """It as words."""
-        return f"{self.axis} by {self.error:.3g} {UNITS[self.axis]} of the {self.allowed:.3g} {UNITS[self.axis]} allowed"
+        return (
+            f"{self.axis} by {self.error:.3g} {UNITS[self.axis]} of the {self.allowed:.3g} {UNITS[self.axis]} allowed"
+        )
 
 
 def worst_axis(manifest: Manifest, engine: Engine, reference: Engine, pictures: Sequence[NDArray[np.uint8]]) -> Parity:

@@ -7,6 +7,7 @@ stream, as one CUDA graph where the libraries allow, and waited for once, asleep
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -100,9 +101,7 @@ class TensorRtEngine:
         self._tensorrt = TensorRt(self._cuda)
         self._engine = self._store.open(self._cuda, self._tensorrt)
         try:
-            self._context = self._engine.create_execution_context()
-            if self._context is None:
-                raise CudaError(self._tensorrt.complaints())
+            self._context = self._done(self._engine.create_execution_context())
             self._allocate(self._signature())
             self._enqueue()  # the first one settles what a graph must find settled
             self._cuda.wait()
@@ -114,6 +113,12 @@ class TensorRtEngine:
                 "device, or use a smaller policy",
                 ExitCode.UNAVAILABLE,
             ) from None
+
+    def _done(self, answer: Any) -> Any:
+        """What TensorRT gave; where that is None or False, its complaints are raised as CudaError."""
+        if not answer:
+            raise CudaError(self._tensorrt.complaints())
+        return answer
 
     def _signature(self) -> Signature:
         tensors: dict[Any, list[Tensor]] = {mode: [] for mode in (self._modes.INPUT, self._modes.OUTPUT)}
@@ -136,7 +141,7 @@ class TensorRtEngine:
         kept = {name for state in self._manifest.states for name in (state.input, state.output)}
         read = {axis.tensor for axis in self._manifest.axes}
         for name, buffer in signature.inputs.items():
-            self._context.set_input_shape(name, buffer.shape)
+            self._done(self._context.set_input_shape(name, buffer.shape))
             host = None if name in kept else self._cuda.host(buffer.shape, buffer.dtype)
             self._give(name, prod(buffer.shape) * np.dtype(buffer.dtype).itemsize, host)
             if host is not None:
@@ -154,8 +159,7 @@ class TensorRtEngine:
 
     def _give(self, name: str, size: int, host: NDArray[Any] | None) -> None:
         slot = _Slot(self._cuda.allocate(size), size, host)
-        if not self._context.set_tensor_address(name, int(slot.device)):
-            raise CudaError(self._tensorrt.complaints())
+        self._done(self._context.set_tensor_address(name, int(slot.device)))
         self._slots[name] = slot
 
     def _record(self) -> None:
@@ -180,7 +184,7 @@ class TensorRtEngine:
             if worst.share > 1:
                 raise DaemonError(
                     f"policy {self._manifest.name}: the engine's answers differ from the model's on ONNX Runtime, most "
-                    f"of all {worst.line()}: set tensorrt.precision to \"fp32\", or train for FP16; the manifest's "
+                    f'of all {worst.line()}: set tensorrt.precision to "fp32", or train for FP16; the manifest\'s '
                     "parity_tolerance says what is allowed",
                     ExitCode.CONFIG,
                 )
@@ -232,7 +236,7 @@ class TensorRtEngine:
             self._cuda.wait()
         except CudaError as error:
             raise EngineError(f"TensorRT: {error} ({self._tensorrt.complaints()})") from error
-        h2d, compute, d2h = (self._cuda.between_ms(*pair) for pair in zip(marks, marks[1:], strict=False))
+        h2d, compute, d2h = (self._cuda.between_ms(*pair) for pair in pairwise(marks))
         return DeviceTimes((enqueued_ns - began_ns) / MS, h2d, compute, d2h)
 
     def _enqueue(self, mark: Callable[[], None] | None = None) -> None:
@@ -246,8 +250,7 @@ class TensorRtEngine:
             if slot.host is not None:
                 self._cuda.upload(slot.device, slot.host)
         mark()
-        if not self._context.execute_async_v3(self._cuda.stream_handle):
-            raise CudaError(self._tensorrt.complaints())
+        self._done(self._context.execute_async_v3(self._cuda.stream_handle))
         mark()
         for name in self._outputs:
             slot = self._slots[name]

@@ -17,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mvla_daemon import __version__, assembly
-from mvla_daemon.cameras.base import CameraError, PictureError
+from mvla_daemon.cameras.base import Camera, CameraError, PictureError
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.engines.base import EngineError
@@ -77,7 +78,7 @@ def _opencv(_config: Config) -> str:
     built = cv2.getBuildInformation()
     parts = {"V4L2": "v4l/v4l2", "GStreamer": "GStreamer", "FFMPEG": "FFMPEG"}
     has = {name: bool(re.search(rf"^\s*{key}:\s+YES", built, re.MULTILINE)) for name, key in parts.items()}
-    return f"{cv2.__version__} from {Path(cv2.__file__).parent}: " + ", ".join(
+    return f"{cv2.__version__} from {Path(str(cv2.__file__)).parent}: " + ", ".join(
         f"{name} {'yes' if there else 'no'}" for name, there in has.items()
     )
 
@@ -125,21 +126,25 @@ def _camera(config: Config) -> str:
         return f"{config.camera.source} is made when it is needed"
     camera = camera_for(config, None)
     picture = np.empty((config.camera.height, config.camera.width, 3), np.uint8)
-    problem: Exception | None = None
     camera.open()
     try:
+        problem = ""
         for _ in range(PICTURES):
-            try:
-                camera.read(picture)
-            except PictureError as error:
-                problem = error
-            else:
+            problem = _read(camera, picture)
+            if not problem:
                 return f"{camera.name}: a picture of {picture.shape[1]}x{picture.shape[0]}, times: {camera.clock}"
-    except CameraError as error:
-        problem = error
     finally:
         camera.close()
     raise DaemonError(f"{camera.name} gives no usable picture ({problem}); see camera.source.", ExitCode.UNAVAILABLE)
+
+
+def _read(camera: Camera, picture: NDArray[np.uint8]) -> str:
+    """What was wrong with the next picture; empty when nothing was."""
+    try:
+        camera.read(picture)
+    except (CameraError, PictureError) as error:
+        return str(error)
+    return ""
 
 
 def _motors(config: Config) -> str:

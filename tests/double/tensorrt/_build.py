@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+
 from tensorrt._names import ENUMS, VERSION, Listed
 from tensorrt._objects import IHostMemory, ILogger, ITimingCache, ParserError, need_driver, say, wrong
 
@@ -77,7 +78,7 @@ class IOptimizationProfile(Listed):
     def __init__(self) -> None:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002 - TensorRT's names
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
         assert tuple(min) == tuple(opt) == tuple(max)
         self._shapes[input] = tuple(opt)
 
@@ -106,7 +107,7 @@ class IBuilderConfig(Listed):
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
         return ITimingCache(serialized_timing_cache)
 
-    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:  # noqa: FBT001 - TensorRT's
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         self._timing = cache
         return True
 
@@ -155,7 +156,6 @@ class Builder(Listed):
         monitor.phase_start("Building Engine", None, 4)
         monitor.phase_start("Tactic Selection", "Building Engine", 2)
         for step in range(4):
-            time.sleep(float(wrong("slow_steps") or 0))
             assert monitor.step_complete("Building Engine", step)
         monitor.phase_finish("Tactic Selection")
         monitor.phase_finish("Building Engine")

@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 import fake_gpu
+
 from tensorrt._names import ENUMS, Listed
 
 

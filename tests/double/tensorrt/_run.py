@@ -9,6 +9,7 @@ import fake_gpu
 import numpy as np
 import onnx
 import onnxruntime as ort
+
 from tensorrt._build import MAGIC, TYPES
 from tensorrt._names import ENUMS, VERSION, Listed
 from tensorrt._objects import ILogger, need_driver, say, wrong
@@ -117,8 +118,9 @@ class IExecutionContext(Listed):
         stream = fake_gpu.stream_of(stream_handle)
         if missing := engine._values.keys() - self._addresses.keys():
             raise fake_gpu.MisuseError(f"no address was set for {', '.join(sorted(missing))}")
-        if missing := [name for name, (_, _, mode) in engine._values.items() if mode == "INPUT" and name not in self._shapes]:
-            raise fake_gpu.MisuseError(f"no shape was set for {', '.join(missing)}")
+        inputs = {name for name, (_, _, mode) in engine._values.items() if mode == "INPUT"}
+        if missing := inputs - self._shapes.keys():
+            raise fake_gpu.MisuseError(f"no shape was set for {', '.join(sorted(missing))}")
         if why := wrong("execute"):
             say(engine._logger, ILogger.ERROR, f"[executionContext.cpp] {why}")
             return False

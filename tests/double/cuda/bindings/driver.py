@@ -33,8 +33,6 @@ class Executable:
         self.graph: Graph | None = tuple(graph)
 
 
-
-
 def cuStreamBeginCapture(handle: int, mode: CUstreamCaptureMode) -> tuple[CUresult]:
     assert mode is CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     stream = fake_gpu.stream_of(handle)
