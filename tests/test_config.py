@@ -76,6 +76,7 @@ def test_keys_that_are_left_out_have_the_values_of_the_design(tmp_path: Path) ->
             "latency_ms": 0,
         },
         "policy": {"manifest": str(tmp_path / "policy.toml"), "backend": "onnxruntime", "instruction": None},
+        "tensorrt": {"precision": "fp16", "workspace_mib": 1024, "dla_core": None, "cache": None},
         "motor": {
             "protocol": "mvla",
             "port": "/dev/ttyUSB0",

@@ -20,7 +20,7 @@ PATIENCE_S = 90.0
 
 def drive(folder: Path, *words: str, **variables: str) -> tuple[int, list[dict[str, Any]], str]:
     """The exit code, the records and all that was said."""
-    settings = ('policy.backend="tensorrt"', 'log.format="json"', f'sim.picture="{folder}/drive.png"', "camera.fps=10")
+    settings = ('policy.backend="tensorrt"', 'log.format="json"', f'sim.picture="{folder}/drive.png"', "camera.fps=10", "control.max_frame_age_ms=200")
     ran = subprocess.run(
         [
             *(sys.executable, "-W", "error", "-m", "mvla_daemon", "--config", str(ROOT / "config.toml")),
@@ -49,7 +49,7 @@ def test_it_builds_compares_arms_and_drives_to_the_cup_and_the_next_start_takes_
 ) -> None:
     code, records, said = drive(tmp_path, f"--seed={SHORT_WAY}")
     assert code == 0, said
-    building, built = engine_sentences(records)[:2]
+    building, *_, built = engine_sentences(records)
     assert building.startswith("building the engine")
     assert "kept as" in built
     states = [record["state"] for record in records if record["kind"] == "state"]
@@ -66,7 +66,7 @@ def test_it_builds_compares_arms_and_drives_to_the_cup_and_the_next_start_takes_
 def test_an_engine_that_answers_otherwise_never_arms(tmp_path: Path) -> None:
     code, records, said = drive(tmp_path, MVLA_DOUBLE_FAULTS="perturb=2")
     assert code == 78, said
-    assert [record for record in records if record["kind"] == "state"] == []
+    assert not {record["state"] for record in records if record["kind"] == "state"} & {"arming", "armed"}
     assert "the engine's answers differ from the model's on ONNX Runtime" in said.splitlines()[-1]
 
 
