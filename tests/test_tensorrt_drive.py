@@ -20,7 +20,13 @@ PATIENCE_S = 90.0
 
 def drive(folder: Path, *words: str, **variables: str) -> tuple[int, list[dict[str, Any]], str]:
     """The exit code, the records and all that was said."""
-    settings = ('policy.backend="tensorrt"', 'log.format="json"', f'sim.picture="{folder}/drive.png"', "camera.fps=10", "control.max_frame_age_ms=200")
+    settings = (
+        'policy.backend="tensorrt"',
+        'log.format="json"',
+        f'sim.picture="{folder}/drive.png"',
+        "camera.fps=10",
+        "control.max_frame_age_ms=200",
+    )
     ran = subprocess.run(
         [
             *(sys.executable, "-W", "error", "-m", "mvla_daemon", "--config", str(ROOT / "config.toml")),
