@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,3 @@ def test_a_machine_without_python_cuda_or_room_is_told_so(tmp_path: Path, cuda: 
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "mine").touch()
     assert "remove it, or name another folder" in refused(tmp_path, python, cuda)
-
-
-def test_this_machines_own_python_is_asked_the_same(tmp_path: Path, cuda: Path) -> None:
-    assert "has no tensorrt" in refused(tmp_path, Path(sys.executable), cuda)
