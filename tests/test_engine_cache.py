@@ -92,8 +92,8 @@ from mvla_daemon.engines.engine_cache import EngineCache
 cache = EngineCache(Path(sys.argv[1]), "my policy/1")
 key = {key!r}
 with cache.alone(key, lambda: print("waiting", flush=True)) as scratch:
-    print("alone", flush=True)
     (scratch / "half.onnx").write_bytes(b"unfinished")
+    print("alone", flush=True)
     sys.stdin.readline()
     cache.keep(key, sys.argv[2].encode(), {{}}, scratch)
 print("kept", flush=True)
