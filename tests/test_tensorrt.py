@@ -287,6 +287,26 @@ def test_a_model_that_cannot_be_built_is_refused_in_tensorrts_words(
     assert said in str(error)
 
 
+@pytest.mark.parametrize("core", [None, 1])
+def test_the_builder_is_told_memory_and_where_to_compute(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, core: int | None
+) -> None:
+    build = importlib.import_module("tensorrt").Builder
+    told: dict[str, Any] = {}
+    real = build.build_serialized_network
+
+    def listen(self: Any, network: Any, config: Any) -> Any:
+        told.update(vars(config))
+        return real(self, network, config)
+
+    monkeypatch.setattr(build, "build_serialized_network", listen)
+    desk.engine(picture_model(), settings={"workspace_mib": 256, "dla_core": core}).load()
+    assert {int(pool): size for pool, size in told["_pools"].items()} == {0: 256 << 20}
+    assert told.get("DLA_core") == core
+    assert {flag.name for flag in told["_flags"]} == ({"GPU_FALLBACK"} if core is not None else set())
+    assert (told.get("default_device_type") is not None) is (core is not None)
+
+
 def test_a_manifest_that_does_not_fit_is_refused_before_anything_is_built(desk: Desk) -> None:
     engine = desk.engine(picture_model(), axis=[axis_table("linear_x", 9)])
     with pytest.raises(DaemonError, match="index is 9") as caught:
