@@ -113,9 +113,11 @@ class SabotagedSocket(socket.socket):
             if instead is not None:
                 said.values = instead
                 message = pack_command(said)
+        # Settled before the true one is sent: an order that comes in between is for the next.
+        false = self._false_command(said) if isinstance(said, Offer) and self.next_cycle else None
         sent = self._pass_on(message, flags)
-        if isinstance(said, Offer) and self.next_cycle:
-            self._pass_on(pack_command(self._false_command(said)), flags)
+        if false is not None:
+            self._pass_on(pack_command(false), flags)
         return sent
 
     def send_raw(self, message: bytes) -> None:
