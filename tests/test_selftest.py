@@ -526,7 +526,8 @@ def test_faults_through_real_processes(tmp_path: Path, studio: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 faults injected: 0 VELOCITY after a stop" in done.stdout
     found = json.loads((tmp_path / "out" / "selftest.json").read_text())
-    reasons = {row["row"]: list(row.get("reasons", {})) for row in found["rows"]}
+    # On a busy machine a stop may have become a stricter one later.
+    reasons = {row["row"]: [told.split(", ")[0] for told in row.get("reasons", {})] for row in found["rows"]}
     assert reasons == {"F07": ["none"], "F15": ["not_finite"], "F31": [], "F33": ["shutdown"]}
     assert found["policy"] == f"policy {studio / 'steady.toml'}"
     assert "Does the robot stop?" in (tmp_path / "out" / "selftest.html").read_text()
