@@ -7,7 +7,8 @@ from collections.abc import Callable
 from mvla_daemon.config import Config
 from mvla_daemon.core.admission import Admission
 from mvla_daemon.core.messages import MS, SECOND
-from mvla_daemon.core.session import Rules
+from mvla_daemon.core.schedule import HOLD_GRACE_NS
+from mvla_daemon.core.session import ARMING_TIMEOUT_NS, Rules
 from mvla_daemon.gate import LATE_WAKE_NS, GateSettings
 from mvla_daemon.helm import Crew
 from mvla_daemon.motors.motor_port import Port
@@ -30,6 +31,7 @@ def gate_settings(config: Config, end_ns: int | None) -> GateSettings:
             stop_timeout_ns=round(safety.stop_timeout_ms * MS),
             max_stops=safety.max_stops,
             stop_window_ns=round(safety.stop_window_s * SECOND),
+            arming_timeout_ns=max(ARMING_TIMEOUT_NS, 2 * safety.recover_cycles * (control.period_ns + HOLD_GRACE_NS)),
         ),
         late_wake_ns=max(10 * control.period_ns, LATE_WAKE_NS),
         policy_dead_ns=round(safety.policy_dead_after_ms * MS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from mvla_daemon.config import BUNDLED, BUNDLED_POLICIES, Sections
+from mvla_daemon.core.freshness import CAMERA_ABSENT_NS
 from mvla_daemon.core.messages import MS
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ def _frozen_after_stale(c: Sections) -> str | None:
 
 
 def _dead_after_a_cycle(c: Sections) -> str | None:
-    cycle_ns = c.control.period_ns + c.control.deadline_ns
-    if c.safety.policy_dead_after_ms * MS > cycle_ns:
+    least_ns = CAMERA_ABSENT_NS + c.control.period_ns + c.control.deadline_ns
+    if c.safety.policy_dead_after_ms * MS > least_ns:
         return None
     return (
-        f"policy_dead_after_ms = {c.safety.policy_dead_after_ms:g} has to be longer than a cycle on time, "
-        f"T + deadline_ms = {_ms(cycle_ns, up=True)} ms; raise safety.policy_dead_after_ms"
+        f"policy_dead_after_ms = {c.safety.policy_dead_after_ms:g} has to be longer than a camera may be away and a "
+        f"cycle on time, 1000 + T + deadline_ms = {_ms(least_ns, up=True)} ms; raise safety.policy_dead_after_ms"
     )
 
 

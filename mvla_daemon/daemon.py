@@ -61,7 +61,8 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         others = stack.enter_context(stand_ins(config, options.fault, options.ground))
         port = MotorPort(others.port, config.motor.baud)
         stack.callback(port.close)
-        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter, others))
+        has_fifo = config.realtime.scheduler == "fifo" and realtime.would_grant_fifo(config.realtime.gate_priority)
+        keeper = PolicyKeeper(lambda: _policy_child(config, cores, reporter, others, gate_has_fifo=has_fifo))
         stack.callback(keeper.stop)
         keeper.begin()
         end_ns = None if options.for_s is None else time.monotonic_ns() + round(options.for_s * SECOND)
@@ -170,10 +171,13 @@ def _check_writable(path: Path) -> None:
         raise DaemonError(f"--trace {path} cannot be written: {error.strerror}.", ExitCode.NO_PERMISSION) from error
 
 
-def _policy_child(config: Config, cores: set[int], reporter: _Reporter, others: StandIns) -> PolicyChild:
+def _policy_child(
+    config: Config, cores: set[int], reporter: _Reporter, others: StandIns, *, gate_has_fifo: bool
+) -> PolicyChild:
     settings = {
         "config": config.model_dump(mode="json"),
         "cores": sorted(cores),
+        "gate_has_fifo": gate_has_fifo,
         "simulated_camera": str(others.camera) if others.camera else None,
         "sabotage": str(others.sabotage) if others.sabotage else None,
     }

@@ -60,7 +60,9 @@ class Gate:
         self._errand = crew.errand
         self._signals_fd = signals_fd
         self.helm = Helm(settings.rules, crew)
-        self._suspended_ns = self._clock.suspended_ns()
+        # A pause between the readings of the two clocks makes the difference too small, never too large.
+        self._suspended_ns = max(self._clock.suspended_ns() for _ in range(3))
+        self._ever_ready = False
 
     def serve(self, control: Control) -> None:
         """Run until something ends the daemon; an error in the gate itself stops the robot before it is raised."""
@@ -109,11 +111,8 @@ class Gate:
 
     def _check_clocks(self, planned_ns: int, now_ns: int) -> None:
         suspended_ns = self._clock.suspended_ns()
-        if suspended_ns - self._suspended_ns > SUSPENDED_NS:
-            # Once more, lest a pause between the readings of the two clocks is taken for a suspension.
-            suspended_ns = self._clock.suspended_ns()
         slept_ns = suspended_ns - self._suspended_ns
-        self._suspended_ns = suspended_ns
+        self._suspended_ns = max(self._suspended_ns, suspended_ns)
         if slept_ns > SUSPENDED_NS:
             self.helm.fault(Reason.SUSPENDED, f"the machine was suspended for {slept_ns / SECOND:.3f} s", now_ns)
         elif now_ns - planned_ns > self._settings.late_wake_ns:
@@ -186,7 +185,8 @@ class Gate:
         for data in islice(self._keeper.messages(readable), MESSAGES_PER_WAKE):
             self._on_message(data, self._clock.now_ns())
         now_ns = self._clock.now_ns()
-        ended = self._keeper.watch(readable, now_ns)
+        # To start a process takes time that the repeating of a STOP may need.
+        ended = self._keeper.watch(readable, now_ns, may_start=self.helm.state.phase is not Phase.STOPPING)
         if ended:
             self.helm.fault(Reason.POLICY_LOST, ended, now_ns)
         if self._keeper.given_up:
@@ -207,6 +207,7 @@ class Gate:
         elif isinstance(message, Starved):
             self._on_verdict(self._admission.starved(message.epoch, message.captured_ns, now_ns), now_ns)
         elif isinstance(message, Ready):
+            self._ever_ready = True
             self._keeper.on_ready()
             self._announce.policy_ready(message.about)
         else:
@@ -228,9 +229,14 @@ class Gate:
             self.helm.fault(verdict.reason, verdict.why, now_ns)
 
     def _on_failure(self, failed: Failed, now_ns: int) -> None:
-        """Before it was ever ready, the daemon cannot do its work; later, it is a stop and a new process."""
+        """Before one was ever ready, the daemon cannot do its work; later, it is a stop and a new process.
+
+        A new process that fails at once ends at once, which the keeper counts.
+        """
         if self._keeper.ready:
             self.helm.fault(Reason.POLICY_ERROR, failed.sentence, now_ns)
+        elif self._ever_ready:
+            self._announce.policy_failed(failed.sentence)
         else:
             self.helm.end(failed.exit_code, failed.sentence, now_ns)
 

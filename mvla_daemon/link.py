@@ -63,6 +63,10 @@ class Failed:
 FromPolicy: TypeAlias = Started | Offer | Starved | Ready | Failed
 
 
+_ABOUT = ("name", "weights", "engine", "camera")
+"""What a policy process may say of itself, each a text; anything else is left out."""
+
+
 class MalformedError(Exception):
     """Bytes from the policy process that are no message."""
 
@@ -117,7 +121,7 @@ def unpack(data: bytes) -> FromPolicy:
         if kind == _READY_TYPE:
             about = json.loads(data[1:])
             if isinstance(about, dict):
-                return Ready(about)
+                return Ready({key: about[key] for key in _ABOUT if isinstance(about.get(key), str)})
         if kind == _FAILED_TYPE:
             return Failed(ExitCode(data[1]), data[2:].decode("utf-8", "replace"))
     except (struct.error, IndexError, ValueError, RecursionError) as error:

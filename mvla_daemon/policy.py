@@ -194,10 +194,10 @@ def _failure(error: Exception) -> tuple[ExitCode, str]:
     return ExitCode.INTERNAL, f"the policy process failed: {type(error).__name__}: {error}{line}"
 
 
-def _set_up(config: Config, cores: set[int], telemetry: Telemetry) -> None:
+def _set_up(config: Config, cores: set[int], telemetry: Telemetry, *, gate_has_fifo: bool) -> None:
     sys.setswitchinterval(realtime.SWITCH_INTERVAL_S)
     priority = config.realtime.policy_priority if config.realtime.scheduler == "fifo" else None
-    realtime.become_policy(cores, priority).tell(telemetry)
+    realtime.become_policy(cores, priority, gate_has_fifo=gate_has_fifo).tell(telemetry)
 
 
 def main() -> None:
@@ -210,7 +210,7 @@ def main() -> None:
         settings = json.load(sys.stdin)
         config = Config.model_validate(settings["config"], strict=False)
         telemetry = Telemetry(socket.socket(fileno=telemetry_fd))
-        _set_up(config, set(settings["cores"]), telemetry)
+        _set_up(config, set(settings["cores"]), telemetry, gate_has_fifo=settings["gate_has_fifo"])
         simulated_camera = Path(settings["simulated_camera"]) if settings["simulated_camera"] else None
         process = PolicyProcess(config, gate, BoardWriter(board_fd), telemetry, simulated_camera)
         if settings["sabotage"]:

@@ -29,8 +29,8 @@ class Keeper(Protocol):
     def messages(self, readable: set[int]) -> Iterator[bytes]:
         """What has come from the policy's side, one message after the other."""
 
-    def watch(self, readable: set[int], now_ns: int) -> str:
-        """Look after it; how it ended, if it did so by itself just now."""
+    def watch(self, readable: set[int], now_ns: int, *, may_start: bool) -> str:
+        """Look after it; how it ended, if it did so by itself just now. A new one only where it `may_start`."""
 
     def on_ready(self) -> None:
         """It has said that it is ready."""
@@ -54,6 +54,7 @@ class PolicyKeeper:
         self._restarts_ns: deque[int] = deque(maxlen=MAX_RESTARTS)
         self._dismissed = False
         self._deaf = False
+        self._gone = False
         self._pidfd = -1
         self.child: PolicyChild | None = None
         self.ready = False
@@ -65,11 +66,11 @@ class PolicyKeeper:
         self.child = self._start()
         self._pidfd = os.pidfd_open(self.child.process.pid)
         self.ready = False
-        self._dismissed = self._deaf = False
+        self._dismissed = self._deaf = self._gone = False
 
     def filenos(self) -> list[int]:
         """What select() has to watch: the socket of a process that is still trusted, and its end."""
-        if self.child is None:
+        if self.child is None or self._gone:
             return []
         return [self._pidfd] if self._deaf else [self.child.socket.fileno(), self._pidfd]
 
@@ -99,7 +100,8 @@ class PolicyKeeper:
         child = self.child
         if child is None or child.socket.fileno() not in readable:
             return
-        while data := child.receive():
+        data: bytes | None = None
+        while not self._dismissed and (data := child.receive()):
             yield data
         if data == b"":
             self._deaf = True  # select() would report it for ever
@@ -108,20 +110,27 @@ class PolicyKeeper:
         """What it last wrote on its board, whether it still runs or not."""
         return None if self.child is None else self.child.board.read()
 
-    def watch(self, readable: set[int], now_ns: int) -> str:
+    def watch(self, readable: set[int], now_ns: int, *, may_start: bool) -> str:
         """Look after the process; how it ended, if it did so by itself just now.
 
-        It is replaced at the next wake: first the robot is stopped for it, and its board is read.
+        It is replaced at a later wake, once it `may_start`: first the robot is stopped for it, and its board is read.
         """
-        if self.child is None or self._pidfd not in readable:
+        if self.child is None:
             return ""
-        status = self.child.ended()
-        if status is None:
-            return ""
-        if not self._dismissed:
-            self._dismissed = self._deaf = True
-            self.ready = False
-            return "the policy process ended " + (f"by signal {-status}" if status < 0 else f"with status {status}")
+        if not self._gone:
+            status = self.child.ended() if self._pidfd in readable else None
+            if status is None:
+                return ""
+            if not self._dismissed:
+                self._dismissed = self._deaf = True
+                self.ready = False
+                return "the policy process ended " + (f"by signal {-status}" if status < 0 else f"with status {status}")
+            self._gone = True
+        if may_start:
+            self._replace(now_ns)
+        return ""
+
+    def _replace(self, now_ns: int) -> None:
         self.stop()
         if len(self._restarts_ns) == MAX_RESTARTS and now_ns - self._restarts_ns[0] < RESTART_WINDOW_NS:
             self.given_up = (
@@ -135,7 +144,6 @@ class PolicyKeeper:
                 self.begin()
             except OSError as error:
                 self.given_up = f"The policy process could not be started again ({error}); free memory or processes."
-        return ""
 
     def stop(self) -> None:
         """End it for good."""

@@ -47,9 +47,11 @@ TESTS = {
     "core/schedule.py": ("test_schedule", "test_admission"),
     "core/freshness.py": ("test_freshness", "test_admission"),
     "core/limits.py": ("test_limits", "test_admission"),
+    "core/action.py": ("test_action",),
     "motors/link_v1.py": ("test_link_v1", "test_mvla"),
     "motors/mvla.py": ("test_mvla",),
     "motors/controller_watch.py": ("test_mvla",),
+    "motors/motion_watch.py": ("test_motion_watch",),
 }
 """What is changed, and the tests that have to notice; each takes a few seconds."""
 CPU_SECONDS = 60

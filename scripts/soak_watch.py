@@ -13,6 +13,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 MIB = 1 << 20
 SETTLED = 0.1
 """The first part of a run, in which caches fill and libraries load what they put off."""
+MOST_MIB = 50.0
+MOST_OF_A_PROCESSOR = 0.02
+"""At 50 Hz; what the gate may take."""
 GROWTH_MIB = 1.0
 """A page here and there is no growth: an hour at 50 Hz has 180,000 cycles, and 6 bytes lost in each are more."""
 
@@ -103,8 +106,14 @@ class Flatness:
         )
 
     def problems(self) -> list[str]:
-        """What has grown."""
+        """What has grown, or is more than it may be."""
         grown = []
+        if self.most_mib > MOST_MIB:
+            grown.append(f"it held {self.most_mib:.1f} MiB, {MOST_MIB:g} are the most that it may")
+        if self.processor > MOST_OF_A_PROCESSOR:
+            grown.append(
+                f"it took {self.processor:.1%} of a processor, {MOST_OF_A_PROCESSOR:.0%} is the most that it may"
+            )
         if self.resident_mib[1] - self.resident_mib[0] > GROWTH_MIB:
             grown.append(f"its memory grew from {self.resident_mib[0]:.1f} to {self.resident_mib[1]:.1f} MiB")
         for name, (first, last) in (("file descriptors", self.descriptors), ("threads", self.threads)):

@@ -74,6 +74,7 @@ SOON_MS = {"twice": 1, "controller_reset": 150, "controller_fault": 150, "contro
 JUDGED_BY_TIME = (
     *("denormal", "old_cycle", "old_epoch", "start_early", "start_future", "starved", "late", "never", "old_frame"),
     *("lose_one", "flip_one", "operator_status", "gate_late", "gate_asleep", "port_lost"),
+    "clocks_apart",
 )
 EVENTS = (*sorted(AT_ONCE), *SOON_MS, *JUDGED_BY_TIME, *["operator_arm"] * 4, *["good"] * 60)
 """Each as often as it is drawn."""
@@ -158,9 +159,15 @@ class Time(Timeline):
     """Simulated time that can also be lost: by the gate alone, or by the whole machine."""
 
     slept_ns = 0
+    _paused_ns = 0
 
     def suspended_ns(self) -> int:
-        return self.slept_ns
+        paused_ns, self._paused_ns = self._paused_ns, 0
+        return self.slept_ns - paused_ns
+
+    def pause_between_clocks(self, by_ns: int) -> None:
+        """The next reading comes out too small: who reads was held up between the boot-time clock and the other."""
+        self._paused_ns = by_ns
 
     def jump(self, by_ns: int) -> None:
         self._now_ns += by_ns
@@ -256,7 +263,7 @@ class PlayedPolicy:
         while POLICY in readable and self.queue:
             yield self.queue.popleft()
 
-    def watch(self, readable: set[int], now_ns: int) -> str:  # noqa: ARG002 - as the protocol says
+    def watch(self, readable: set[int], now_ns: int, *, may_start: bool) -> str:  # noqa: ARG002 - as the protocol says
         died, self.died = self.died, False
         return "the policy process ended by signal 9" if died else ""
 
@@ -444,6 +451,9 @@ class Life:
 
     def _policy_died(self, _now_ns: int) -> None:
         self.policy.died = True
+
+    def _clocks_apart(self, _now_ns: int) -> None:
+        self.timeline.pause_between_clocks(self._chance.randrange(1, 300) * MS)
 
     def _suspended(self, _now_ns: int) -> None:
         self.timeline.slept_ns += self._chance.randrange(6, 10_000) * MS

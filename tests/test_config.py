@@ -303,7 +303,7 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("safety.recover_cycles", ["1", "10000"], ["0", "-1", "10001", "2.5"]),
         ("safety.max_stops", ["1", "1000"], ["0", "-3", "1001"]),
         ("safety.stop_window_s", ["0.5", "86400"], ["0", "-60", "86401"]),
-        ("safety.policy_dead_after_ms", ["41", "60000"], ["0", "-1", "60001"]),
+        ("safety.policy_dead_after_ms", ["1041", "60000"], ["0", "-1", "60001"]),
         ("realtime.scheduler", ['"fifo"', '"other"'], ['"rr"', "1"]),
         ("realtime.gate_priority", ["71", "99"], ["0", "-1", "100", "80.0", "true"]),
         ("realtime.policy_priority", ["1", "79"], ["0", "100"]),
@@ -440,10 +440,10 @@ def test_engines_are_kept_beside_the_file_that_says_so(tmp_path: Path) -> None:
         (["camera.latency_ms=40"], ["camera.latency_ms=40.5"], "camera.latency_ms", ["40.5 (camera.latency_ms)"]),
         (["camera.frozen_after_ms=100"], ["camera.frozen_after_ms=99"], "camera.frozen_after_ms", ["100", "0 to turn"]),
         (
-            ["safety.policy_dead_after_ms=40.001"],
-            ["safety.policy_dead_after_ms=40"],
+            ["safety.policy_dead_after_ms=1040.001"],
+            ["safety.policy_dead_after_ms=1040"],
             "safety.policy_dead_after_ms",
-            ["40 ms"],
+            ["1040 ms"],
         ),
         (
             ["realtime.gate_priority=71"],

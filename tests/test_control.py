@@ -617,15 +617,14 @@ def test_root_finds_the_daemon_of_the_configurations_owner_and_of_nobody_who_pre
     config = tmp_path / "config.toml"
     config.touch()
     os.chown(config, ANOTHER, ANOTHER)
-    folder = Path(f"/tmp/mvla-daemon-{ANOTHER}")
+    folder = tmp_path / "temporary"
     folder.mkdir(mode=0o700)
-    try:
-        os.chown(folder, maker, maker)
-        paths = places(config)
-        assert (folder / socket_path(config).name in paths) is found
-        assert paths[0].parent == Path("/run/mvla-daemon")
-    finally:
-        folder.rmdir()
+    monkeypatch.setattr("mvla_daemon.ops.control.temporary_folder", lambda _uid: folder)
+    monkeypatch.setattr("mvla_daemon.ops.control_client.temporary_folder", lambda _uid: folder, raising=False)
+    os.chown(folder, maker, maker)
+    paths = places(config)
+    assert (folder / socket_path(config).name in paths) is found
+    assert paths[0].parent == Path("/run/mvla-daemon")
 
 
 @as_root

@@ -76,6 +76,12 @@ def test_the_rare_messages_arrive_too() -> None:
     assert unpack_mode(pack_mode(2**32 - 1, Mode.REHEARSE)) == (2**32 - 1, Mode.REHEARSE)
 
 
+@pytest.mark.parametrize("odd", [[1], {"deep": {}}, None, 7, "x" * 3000])
+def test_of_what_it_says_of_itself_only_known_texts_are_kept(odd: object) -> None:
+    got = unpack(pack_ready({"name": "hallway", "weights": odd, "secret": "text"}))
+    assert got == Ready({"name": "hallway", **({"weights": odd} if isinstance(odd, str) else {})})
+
+
 def test_a_long_farewell_is_cut_and_not_lost() -> None:
     message = pack_failed(ExitCode.INTERNAL, "ü" * 9000)
     assert len(message) <= 4096
@@ -285,7 +291,7 @@ def watch(keeper: PolicyKeeper, now_ns: int = 0) -> str:
     while keeper.child is not None and keeper.child.process is process:
         readable = set(select.select(keeper.filenos(), [], [], 10)[0])
         assert readable, "the process never ended"
-        said += keeper.watch(readable, now_ns)
+        said += keeper.watch(readable, now_ns, may_start=True)
     return said
 
 
@@ -307,7 +313,7 @@ def test_five_restarts_a_minute_and_then_no_more(keep: Callable[[str], PolicyKee
     assert "ended 6 times within a minute" in keeper.given_up
     assert keeper.child is None
     assert keeper.filenos() == []
-    assert keeper.watch({0, 1, 2}, 70 * SECOND) == ""
+    assert keeper.watch({0, 1, 2}, 70 * SECOND, may_start=True) == ""
     keeper.renew()
     keeper.order(1, Mode.REHEARSE)
     assert (keeper.restarts, keeper.child) == (5, None)
@@ -334,11 +340,44 @@ def test_a_dead_process_is_replaced_once_though_the_gate_renews_it_too(keep: Cal
     keeper.child.kill()
     assert select.select(keeper.filenos(), [], [], 10)[0]
     keeper.child.process.wait()
-    assert keeper.watch(set(keeper.filenos()), 0) == "the policy process ended by signal 9"
+    assert keeper.watch(set(keeper.filenos()), 0, may_start=True) == "the policy process ended by signal 9"
     keeper.renew()  # what the gate does about a lost policy
     assert watch(keeper) == ""
     assert keeper.child.ended() is None
     assert keeper.restarts == 1
+
+
+def test_a_new_process_is_not_started_before_it_may_be_and_nobody_is_woken_for_it(
+    keep: Callable[[str], PolicyKeeper],
+) -> None:
+    keeper = keep(SLEEPER)
+    assert keeper.child is not None
+    first = keeper.child.process
+    keeper.renew()
+    readable = set(select.select(keeper.filenos(), [], [], 10)[0])
+    for _ in range(3):
+        assert keeper.watch(readable, 0, may_start=False) == ""
+        assert keeper.child.process is first
+        assert keeper.filenos() == []
+    assert keeper.watch(set(), 0, may_start=True) == ""
+    assert keeper.child.process is not first
+    assert (keeper.restarts, len(keeper.filenos())) == (1, 2)
+
+
+def test_nothing_that_a_dismissed_process_has_still_to_say_is_heard(keep: Callable[[str], PolicyKeeper]) -> None:
+    keeper = keep(ECHO)
+    assert receive(keeper) == b"here"
+    assert keeper.child is not None
+    for word in (b"one", b"two", b"three"):
+        keeper.child.socket.send(word)
+    heard = []
+    readable = set(select.select([keeper.child.socket], [], [], 10)[0])
+    while len(heard) < 1:
+        for message in keeper.messages({keeper.child.socket.fileno()}):
+            heard.append(message)
+            keeper.renew()
+    assert readable
+    assert heard == [b"one"]
 
 
 def test_the_signal_that_ended_it_is_named(keep: Callable[[str], PolicyKeeper]) -> None:
@@ -354,12 +393,12 @@ def test_the_board_of_a_process_that_ended_is_read_before_the_next_one_is_starte
     child = keeper.child
     assert child is not None
     readable = set(select.select([fd for fd in keeper.filenos() if fd != child.socket.fileno()], [], [], 10)[0])
-    assert keeper.watch(readable, 0) == "the policy process ended with status 3"
+    assert keeper.watch(readable, 0, may_start=True) == "the policy process ended with status 3"
     assert keeper.child is child
     assert keeper.doing() is None  # nothing was written on it, but it is there
     assert (keeper.ready, keeper.restarts) == (False, 0)
     keeper.renew()
-    assert keeper.watch(readable, 0) == ""
+    assert keeper.watch(readable, 0, may_start=True) == ""
     assert keeper.child is not child
     assert keeper.restarts == 1
 
@@ -368,8 +407,8 @@ def test_a_process_that_lives_is_left_alone(keep: Callable[[str], PolicyKeeper])
     keeper = keep(ECHO)
     assert receive(keeper) == b"here"
     pid = keeper.child.process.pid if keeper.child is not None else 0
-    assert keeper.watch(set(), 0) == ""
-    assert keeper.watch(set(keeper.filenos()), 0) == ""
+    assert keeper.watch(set(), 0, may_start=True) == ""
+    assert keeper.watch(set(keeper.filenos()), 0, may_start=True) == ""
     assert keeper.child is not None
     assert keeper.child.process.pid == pid
 

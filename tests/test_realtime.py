@@ -79,7 +79,7 @@ def show(*code: str) -> list[dict[str, Any]]:
 
 
 BECOME_GATE = "realtime.become_gate(cores, 80, lock=True).tell(Telemetry())"
-BECOME_POLICY = "realtime.become_policy(cores, 70).tell(Telemetry())"
+BECOME_POLICY = "realtime.become_policy(cores, 70, gate_has_fifo=True).tell(Telemetry())"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
 
@@ -188,13 +188,48 @@ def test_a_processor_that_is_not_there_is_a_refusal() -> None:
 def test_what_the_configuration_does_not_want_is_off_and_no_warning() -> None:
     gate, policy, now = show(
         "realtime.become_gate(cores, None, lock=False).tell(Telemetry())",
-        "realtime.become_policy(cores, None).tell(Telemetry())",
+        "realtime.become_policy(cores, None, gate_has_fifo=False).tell(Telemetry())",
     )
     assert gate["fifo"] == policy["fifo"] == 'off: realtime.scheduler is "other"'
     assert gate["memory"] == "off: realtime.lock_memory is false"
     assert "locked memory" not in gate["message"]
     assert "real-time scheduling" not in gate["message"]
     assert (now["policy"], now["locked_kb"]) == (ORDINARY, 0)
+
+
+@as_root
+@pytest.mark.skipif(not holds(CAP_SYS_RESOURCE), reason="nobody here may raise a limit")
+def test_the_policy_process_is_never_above_a_gate_that_is_refused_its_priority() -> None:
+    """A limit of 75 would let 70 through and not 80."""
+    below = "resource.setrlimit(resource.RLIMIT_RTPRIO, (75, 75))"
+    ask = "said.append(realtime.would_grant_fifo(80)); said.append(realtime.would_grant_fifo(75)); said.append(now())"
+    become = "realtime.become_policy(cores, 70, gate_has_fifo=said[0]).tell(Telemetry())"
+    gate, policy, asked, policy_record, now = show(below, DROP, ask, become)
+    assert (gate, policy) == (False, True)
+    assert (asked["policy"], asked["priority"]) == (ORDINARY, 0)
+    assert policy_record["fifo"] == "off: the gate does not have it, which must not be below the policy process"
+    assert (now["policy"], now["priority"]) == (ORDINARY, 0)
+
+
+def test_without_the_gate_the_policy_process_does_not_even_ask_for_priority() -> None:
+    record, now = show("realtime.become_policy(cores, 70, gate_has_fifo=False).tell(Telemetry())")
+    assert record["fifo"] == "off: the gate does not have it, which must not be below the policy process"
+    assert (now["policy"], now["priority"]) == (ORDINARY, 0)
+
+
+@pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to real-time scheduling")
+def test_to_ask_whether_it_would_be_granted_changes_nothing() -> None:
+    granted, now = show("said.append(realtime.would_grant_fifo(80))")
+    assert granted is True
+    assert (now["policy"], now["priority"]) == (ORDINARY, 0)
+
+
+@pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to precede others")
+def test_the_gate_precedes_others_as_much_as_the_policy_does() -> None:
+    nice = "said.append({'nice': os.getpriority(os.PRIO_PROCESS, 0)})"
+    _, gate, _ = show("realtime.become_gate(cores, None, lock=False).tell(Telemetry())", nice)
+    _, policy, _ = show("realtime.become_policy(cores, None, gate_has_fifo=False).tell(Telemetry())", nice)
+    assert gate == policy == {"nice": -20}
 
 
 INHERIT = """
@@ -265,8 +300,15 @@ def test_a_daemon_without_privileges_drives_and_says_what_both_its_processes_got
     gate, policy = records["gate"], records["policy"]
     assert (gate["pid"], policy["pid"]) == (rig.pid, rig.policy_pid())
     assert gate["level"] == policy["level"] == "warning"
-    for record, field in ((gate, "fifo"), (gate, "memory"), (gate, "oom"), (policy, "fifo"), (policy, "precedence")):
+    for record, field in (
+        (gate, "fifo"),
+        (gate, "memory"),
+        (gate, "oom"),
+        (policy, "precedence"),
+        (gate, "precedence"),
+    ):
         assert str(record[field]).startswith("refused: ")
+    assert policy["fifo"] == "off: the gate does not have it, which must not be below the policy process"
     for record, field in ((gate, "garbage"), (policy, "garbage"), (policy, "parent_death"), (policy, "oom")):
         assert record[field] == "granted"
     assert os.sched_getscheduler(rig.pid) == ORDINARY

@@ -10,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mvla_daemon.core.admission import ADMITTED, Admission
+from mvla_daemon.errors import ExitCode
 from mvla_daemon.helm import Helm
+from mvla_daemon.link import pack_failed
 from mvla_daemon.motors.mvla import MvlaLink
-from tests.sequences import EVENTS, Life, configuration
+from tests.sequences import EVENTS, Life, PlayedPolicy, configuration
 
 if TYPE_CHECKING:
     from mvla_daemon.config import Config
+
+POLICY_LOST = 7
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,29 @@ def test_a_drive_without_events_has_one_stop_and_that_at_its_end(config: Config)
     model = Life(config, ["good"] * 100).run()
     assert dict(model.stops) == {14: 1}
     assert model.velocities >= 99
+
+
+def test_a_pause_between_the_readings_of_two_clocks_is_no_suspension(config: Config) -> None:
+    model = Life(config, [*["good"] * 10, *["clocks_apart", "good"] * 20, *["good"] * 20]).run()
+    assert dict(model.stops) == {14: 1}
+
+
+def test_a_new_policy_process_that_cannot_load_does_not_end_the_daemon(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The camera may be away just then; only the keeper's count of processes that end does."""
+    renew = PlayedPolicy.renew
+
+    def fail_first(self: PlayedPolicy) -> None:
+        renew(self)
+        self.queue.append(pack_failed(ExitCode.UNAVAILABLE, "/dev/video0 is absent"))
+
+    monkeypatch.setattr(PlayedPolicy, "renew", fail_first)
+    life = Life(config, [*["good"] * 10, "policy_died", *["good"] * 20, *["operator_arm", "good"] * 20])
+    model = life.run()
+    assert model.stops[POLICY_LOST] == 1
+    assert model.velocities > 20
+    assert life.gate.helm.exit_code is ExitCode.OK
 
 
 def _breaks(config: Config, *events: str) -> str:

@@ -14,7 +14,8 @@ POLICY_BROKEN = frozenset({Reason.POLICY_LOST, Reason.POLICY_ERROR, Reason.SEQUE
 RECOVER_PAUSE_NS = 500 * MS
 """Standstill before an automatic re-arming, so that a person sees that the robot has stopped."""
 ARMING_TIMEOUT_NS = 5 * SECOND
-"""Rehearsals and standstill take about a second; after this long something is wrong and is said."""
+"""Rehearsals and standstill take about a second; after this long something is wrong and is said. Where the rehearsals
+that are asked for take longer by themselves, so may arming; see `Rules`."""
 CONFIRM_TIMEOUT_NS = 200 * MS
 """A controller sends STATUS at once after ARM; ten status periods without it is a refusal."""
 RETRY_PAUSE_NS = 1 * SECOND
@@ -85,6 +86,7 @@ class Rules:
     stop_timeout_ns: int
     max_stops: int
     stop_window_ns: int
+    arming_timeout_ns: int = ARMING_TIMEOUT_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def next_due_ns(rules: Rules, state: State) -> int | None:
     if state.phase is Phase.DISARMED and state.wants_arming:
         return state.since_ns + RETRY_PAUSE_NS
     if state.phase is Phase.ARMING:
-        return state.since_ns + (CONFIRM_TIMEOUT_NS if state.arm_sent else ARMING_TIMEOUT_NS)
+        return state.since_ns + (CONFIRM_TIMEOUT_NS if state.arm_sent else rules.arming_timeout_ns)
     if state.phase is Phase.STOPPING:
         return state.since_ns + rules.stop_timeout_ns
     if state.phase is Phase.STOPPED:

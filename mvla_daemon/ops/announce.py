@@ -47,6 +47,10 @@ class Announcer:
         text = f"policy {about.get('name')!r} on {about.get('engine')}{weights}; camera {about.get('camera')}"
         self._telemetry.event("policy_ready", text, **about)
 
+    def policy_failed(self, sentence: str) -> None:
+        """A new policy process could not load; it is tried again, a few times."""
+        self._telemetry.event("policy_failed", f"the new policy process: {sentence}", "error")
+
     def port(self, message: str, level: str) -> None:
         """The serial port went or came back."""
         self._telemetry.event("port", message, level)

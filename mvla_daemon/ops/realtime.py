@@ -38,6 +38,7 @@ def become_gate(cores: set[int], fifo_priority: int | None, *, lock: bool) -> Gr
     stop_collecting_garbage()
     grants.note("garbage")
     grants.note("timer_slack", wake_on_time())
+    grants.note("precedence", precede_others())  # without real-time scheduling it is not to be below the policy's
     grants.note("oom", set_oom_score(NEVER_KILLED))
     if lock:
         grants.note("memory", lock_memory())
@@ -47,11 +48,12 @@ def become_gate(cores: set[int], fifo_priority: int | None, *, lock: bool) -> Gr
     return grants
 
 
-def become_policy(cores: set[int], fifo_priority: int | None) -> Grants:
+def become_policy(cores: set[int], fifo_priority: int | None, *, gate_has_fifo: bool) -> Grants:
     """All that the policy process asks for: off the gate's processor, below it, and the first to go without memory.
 
-    Only the calling thread, the event loop's, is real-time; the engine's and the camera's ask for precedence among
-    ordinary ones, so that they cannot starve the kernel's own threads.
+    What is refused to the gate is not for the policy process either: it would be above it. Only the calling thread, the
+    event loop's, is real-time; the engine's and the camera's ask for precedence among ordinary ones, so that they
+    cannot starve the kernel's own threads.
     """
     grants = Grants("policy")
     grants.note("parent_death")  # asked for before all else, since without it there is no policy process
@@ -61,7 +63,10 @@ def become_policy(cores: set[int], fifo_priority: int | None) -> Grants:
     grants.note("timer_slack", wake_on_time())
     grants.note("precedence", precede_others())
     grants.note("oom", set_oom_score(KILLED_FIRST))
-    _note_fifo(grants, fifo_priority)
+    if fifo_priority is not None and not gate_has_fifo:
+        grants.off("fifo", "the gate does not have it, which must not be below the policy process")
+    else:
+        _note_fifo(grants, fifo_priority)
     return grants
 
 
@@ -82,6 +87,15 @@ def use_fifo(priority: int) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def would_grant_fifo(priority: int) -> bool:
+    """Whether the calling thread, which is an ordinary one, would get SCHED_FIFO; it stays as it is."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    granted = not use_fifo(priority)
+    if granted:
+        os.sched_setscheduler(0, *before)
+    return granted
 
 
 def wake_on_time() -> str:

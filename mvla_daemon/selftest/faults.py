@@ -47,7 +47,7 @@ def _of_time(config: Config) -> Iterator[Fault]:
         way: Way = (f"policy compute {ms:g}",)
         yield Fault("F01", f"one inference takes {ms:g} ms longer", (way,), LATE, tries=MANY, bounds=bounds)
     way = ("policy compute forever",)
-    yield Fault("F02", "an inference never returns", (way,), LATE, Reason.POLICY_LOST, bounds=bounds)
+    yield Fault("F02", "an inference never returns", (way,), LATE, Reason.POLICY_LOST, tries=MANY, bounds=bounds)
     way = (f"policy loop {long_ms:g}",)
     yield Fault("F03", f"event loop blocked for {long_ms:g} ms", (way,), LATE, tries=MANY, bounds=bounds)
     way = (f"policy gil {long_ms:g}",)
@@ -63,7 +63,7 @@ def _of_time(config: Config) -> Iterator[Fault]:
 def _of_processes(config: Config) -> Iterator[Fault]:
     bounds, lost = _punctual(config), Reason.POLICY_LOST
     ends = (("signal policy SIGKILL",), ("policy segfault",), ("policy exit 3",))
-    yield Fault("F06", "policy process killed, crashed, ended", ends, GONE, lost, bounds=bounds)
+    yield Fault("F06", "policy process killed, crashed, ended", ends, GONE, lost, tries=MANY, bounds=bounds)
     large = f"killed with {LARGE_MIB / 1024:g} GiB to free"
     room_mib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     why = "" if room_mib > 2 * LARGE_MIB else f"not injectable here: only {room_mib} MiB of memory are free"

@@ -112,7 +112,7 @@ class LockstepPolicy:
         while self._messages and self._fd in readable:
             yield self._messages.popleft()
 
-    def watch(self, readable: set[int], now_ns: int) -> str:  # noqa: ARG002 - as the protocol says
+    def watch(self, readable: set[int], now_ns: int, *, may_start: bool) -> str:  # noqa: ARG002 - as the protocol says
         """There is no process that could end."""
         return ""
 
