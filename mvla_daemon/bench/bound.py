@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +13,8 @@ import numpy as np
 _COPIED_BYTES = 128 << 20
 """Well above every cache that a robot's processor has."""
 _TRIES = 5
+_SIZE = re.compile(r"(\d+)([KMG]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,8 @@ def measured_bandwidth(device: str) -> Bandwidth:
 
 def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
     """The processor's largest cache: weights that fit into it are not read from memory each time. 0 if unknown."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     found = [0]
     for path in folder.glob("index*/size"):
-        try:
-            text = path.read_text().strip()
-            found.append(int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text))
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError):
+            found += [int(number) * _UNITS[unit] for number, unit in _SIZE.findall(path.read_text())]
     return max(found)
