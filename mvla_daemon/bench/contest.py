@@ -65,7 +65,7 @@ class Terms:
 def hold(subject: Subject, engine: str, precision: str, terms: Terms) -> Contest:
     """Measure, or say why not."""
     row = (subject, engine, precision)
-    if engine == "torch" and (why := _no_torch(subject)):
+    if engine == "torch" and (why := _no_torch(subject, precision)):
         return Contest(*row, why=why)
     try:
         model = _model(subject, engine, precision, terms.scratch)
@@ -79,11 +79,12 @@ def hold(subject: Subject, engine: str, precision: str, terms: Terms) -> Contest
         return Contest(*row, why=str(error), failed=error.exit_code)
 
 
-def _no_torch(subject: Subject) -> str:
+def _no_torch(subject: Subject, precision: str) -> str:
     if subject.manifest.states:
         return "a policy with states is not measured on PyTorch"
-    if not subject.torch_script.is_file():
-        return f"there is no {subject.torch_script.name} (TorchScript) beside the model"
+    script = subject.torch_script(precision)
+    if not script.is_file():
+        return f"there is no {script.name} (TorchScript) beside the model"
     return ""
 
 
@@ -110,7 +111,7 @@ def _measure(subject: Subject, engine: str, precision: str, model: Path | None, 
         "given": list(terms.given),
         "manifest": str(subject.path),
         "model": str(model) if model else "",
-        "script": str(subject.torch_script),
+        "script": str(subject.torch_script(precision)),
         "engine": engine,
         "precision": precision,
         "tries": terms.tries,

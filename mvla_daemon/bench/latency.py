@@ -35,8 +35,8 @@ class Spread:
     def of(cls, times_ms: Sequence[float]) -> Spread:
         """Of at least one time."""
         ordered = sorted(times_ms)
-        shares = (percentile(ordered, share) for share in (90, 95, 99))
-        return cls(ordered[0], fmean(ordered), median(ordered), *shares, len(ordered))
+        p90, p95, p99 = (percentile(ordered, share) for share in (90, 95, 99))
+        return cls(ordered[0], fmean(ordered), median(ordered), p90, p95, p99, len(ordered))
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mvla_daemon.bench.contest import Contest
 from mvla_daemon.bench.published import CYCLE_MS
 from mvla_daemon.bench.report import Report
-from mvla_daemon.sim.drive_labels import INK
+from mvla_daemon.sim.drive_labels import INK, Style
 from mvla_daemon.sim.drive_picture import MARGIN_IN, WIDTH_IN, axes_at, load_matplotlib, new_figure, write_figure
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ROW_IN, _FOOT_IN, _TITLE_IN, _NAMES_IN, _GAP_IN = 0.34, 0.72, 0.34, 3.25, 0.3
 _COLORS = {"FP32": "#0072b2", "FP16": "#e69f00"}
 _BAD, _FAINT = "#c8102e", "#7a828e"
+_SMALL_WHITE: Style = {"va": "center", "fontsize": 8.5, "color": "white", "weight": "bold", "zorder": 5}
 _LATENCY_SHARE = 0.66
 """Of the width beside the names; the rest is memory's."""
 
@@ -48,9 +49,6 @@ def figure_of(report: Report) -> Figure:
         memory.annotate(f"{row.measured.peak_mib:.0f}", (0, at), (4, 0), textcoords="offset points", **_SMALL_WHITE)
     _draw_legend(mpl, figure)
     return figure
-
-
-_SMALL_WHITE = {"va": "center", "fontsize": 8.5, "color": "white", "weight": "bold", "zorder": 5}
 
 
 def _prepare(axes: Axes, title: str, rows: int) -> None:

@@ -71,10 +71,10 @@ class Subject:
         """FP32 and what it becomes, or FP16 alone where the file has nothing else."""
         return ("FP16",) if self.weights.half else ("FP32", "FP16")
 
-    @property
-    def torch_script(self) -> Path:
-        """Where the same network as TorchScript would be."""
-        return self.manifest.model.with_suffix(".pt")
+    def torch_script(self, precision: str) -> Path:
+        """Where the same network as TorchScript would be; one that was traced in FP16 is taken for that."""
+        half = self.manifest.model.with_suffix(".fp16.pt")
+        return half if precision == "FP16" and half.is_file() else self.manifest.model.with_suffix(".pt")
 
     def weight_bytes(self, precision: str) -> int:
         """What an inference at this precision has to read."""

@@ -70,7 +70,9 @@ class TorchEngine:
             for _ in range(_WARM_UP):
                 self.infer(_ignore)
         except EngineError as error:
-            raise DaemonError(f"{self._script} does not run: {error}.", ExitCode.CONFIG) from None
+            name = self._script.with_suffix(".fp16.pt").name
+            remedy = f"trace it in FP16 too, as {name}" if self._half else "trace it again with the policy's inputs"
+            raise DaemonError(f"{self._script} does not run ({error}): {remedy}.", ExitCode.CONFIG) from None
         self.reset_state()
 
     def infer(self, stage: Callable[[Stage], None]) -> None:
@@ -159,7 +161,7 @@ def torch_engine(manifest: Manifest, script: Path, embedding: NDArray[np.float32
 
 def _first_line(error: Exception) -> str:
     """What PyTorch says last of an error inside TorchScript is what went wrong there."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].rstrip(".")
 
 
 def _ignore(_: Stage) -> None:
