@@ -80,7 +80,7 @@ def _draw_latencies(axes: Axes, report: Report, rows: list[Contest]) -> None:
             shown.append(claim.latency_ms(row.precision))
             axes.plot(claim.latency_ms(row.precision), at, "o", mfc="white", mec=_BAD, mew=1.6, ms=7, zorder=5)
         name = f"{row.subject.name[:26]}{', RANDOM WEIGHTS' if row.subject.manifest.weights == 'random' else ''}"
-        words = f"{name}\n{row.engine} {row.precision}, {latency.mean:.3g} ms"
+        words = f"{name}\n{row.engine} {row.precision}, {latency.mean:.4g} ms"
         axes.annotate(
             words,
             (0, at),
@@ -98,7 +98,7 @@ def _draw_latencies(axes: Axes, report: Report, rows: list[Contest]) -> None:
     for at, row in enumerate(rows):
         assert row.measured is not None
         axes.barh(at, row.measured.latency.mean, 0.62, color=_COLORS[row.precision], zorder=2)
-    axes.axvline(CYCLE_MS, color=_BAD, lw=1.4, ls="--", zorder=1)
+    axes.axvline(CYCLE_MS, color=_BAD, lw=1.4, ls="--", zorder=2.5)
 
 
 def _draw_legend(mpl: ModuleType, figure: Figure) -> None:

@@ -58,8 +58,8 @@ class Subject:
     @property
     def val_mae(self) -> float | None:
         """The checkpoint's own error on its validation data, when the manifest carries it."""
-        value = getattr(self.manifest, "val_mae", None)
-        return float(value) if isinstance(value, int | float) else None
+        training = self.manifest.training
+        return None if training is None else training.val_mae
 
     @property
     def published(self) -> Published | None:

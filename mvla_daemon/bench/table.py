@@ -96,7 +96,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _section(report: Report, subject: Subject) -> Iterator[str]:
-    error = f", validation error {subject.val_mae:g} (published, by its checkpoint)" if subject.val_mae else ""
+    error = "" if subject.val_mae is None else f", val_mae {subject.val_mae:g} (published, by its checkpoint)"
     many = "an unknown number of" if subject.weights.parameters is None else f"{subject.weights.parameters:,}"
     yield f"{subject.name}: {many} parameters, {subject.whose}{error}; {weights_mb(subject, subject.precisions)}"
     for row in report.rows(subject):
