@@ -15,11 +15,17 @@ from matplotlib.image import imread
 
 from mvla_daemon.bench import device
 from mvla_daemon.bench.bound import ROBOTS, cache_bytes, measured_bandwidth, published_bandwidth
+from mvla_daemon.bench.contest import Contest
 from mvla_daemon.bench.latency import Block, Spread
 from mvla_daemon.bench.published import published_for
-from mvla_daemon.bench.subject import weights_of
+from mvla_daemon.bench.record import as_json
+from mvla_daemon.bench.report import Report
+from mvla_daemon.bench.subject import subjects_of, weights_of
+from mvla_daemon.bench.table import table
+from mvla_daemon.cli import main
+from mvla_daemon.config_load import load_config
 from tests.gpu_double import DOUBLE
-from tests.onnx_models import picture_model, told_model, write_manifest
+from tests.onnx_models import image_table, picture_model, told_model, write_manifest
 from tests.rig import ROOT, command, environment
 
 OK, USAGE, NO_INPUT, UNAVAILABLE, CONFIG = 0, 64, 66, 69, 78
@@ -134,17 +140,7 @@ def test_torch_measures_the_torchscript_file_and_tells_how_far_its_answer_is(tmp
 
 def test_a_model_that_no_engine_takes_is_a_failed_row_and_an_exit_code(tmp_path: Path) -> None:
     manifest, out = policy(tmp_path / "random"), tmp_path / "out"
-    write_manifest(
-        manifest.parent,
-        inputs={
-            "image": {
-                **{"tensor": "pictures", "layout": "NCHW", "dtype": "float32"},
-                "size": [6, 8],
-                "color": "RGB",
-                "resize": "squash",
-            }
-        },
-    )
+    write_manifest(manifest.parent, inputs={"image": image_table(tensor="pictures")})
     done = bench(tmp_path, "--policies", str(manifest), "--engines", "onnxruntime", "--out", str(out))
     assert done.returncode == CONFIG
     assert "hallway on onnxruntime in FP32: " in done.stderr
@@ -165,11 +161,26 @@ def test_a_model_that_no_engine_takes_is_a_failed_row_and_an_exit_code(tmp_path:
     ],
     ids=["no TensorRT", "unknown engine", "of the daemon", "no policies", "no file", "empty folder", "no manifest"],
 )
-def test_what_cannot_be_measured_is_one_sentence(tmp_path: Path, words: list[str], code: int, sentence: str) -> None:
+def test_what_cannot_be_measured_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: list[str], code: int, sentence: str
+) -> None:
     if "tensorrt" in words and not device.missing_modules("tensorrt"):
         pytest.skip("TensorRT is here")
-    done = bench(tmp_path, *words)
-    assert (done.returncode, sentence in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+    names = [str(ROOT / word) if word in {"docs", "config.toml"} else word for word in words]
+    assert main(["--config", str(ROOT / "config.toml"), "bench", *names]) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_the_checkpoint_said_of_itself_is_told_as_published(tmp_path: Path) -> None:
+    picture_model().save(tmp_path / "hallway.onnx")
+    manifest = write_manifest(tmp_path, weights="trained", training={"epoch": 4, "val_mae": 0.222})
+    config = load_config(ROOT / "config.toml", [])
+    (subject,) = subjects_of(config, [str(manifest), str(tmp_path)])
+    assert (subject.val_mae, subject.whose, subject.precisions) == (0.222, "trained weights", ("FP32", "FP16"))
+    contests = tuple(Contest(subject, "torch", precision, why="no file") for precision in subject.precisions)
+    report = Report("", "", ("torch",), {}, 1, 1, contests, ROBOTS[0], 0)
+    assert "trained weights, val_mae 0.222 (published, by its checkpoint)" in table(report)
+    assert json.loads(as_json(report))["policies"][0]["val_mae"] == 0.222
 
 
 def test_a_spread_is_what_it_is_in_the_head_and_a_part_that_does_not_exist_is_a_dash() -> None:
