@@ -36,7 +36,7 @@ class Published:
             memory = f"; GPU memory {self.fp32_mb:g} -> {self.fp16_mb:g} MB (the surrogate's weights)"
         share = 100 * self.fp16_ms / CYCLE_MS
         rate_tb = 4 * SURROGATE_PARAMETERS / self.fp32_ms / 1e9
-        claim = f"published: {self.fp32_ms:g} ms FP32, {self.fp16_ms:g} ms FP16 , {self.speed_up:g}x{memory}"
+        claim = f"published: {self.fp32_ms:g} ms FP32, {self.fp16_ms:g} ms FP16, {self.speed_up:g}x{memory}"
         what_it_was = f"published, what it was: {MEASURED_ON}" + (f"; {self.note}" if self.note else "")
         arithmetic = (
             f"published, arithmetic: {self.fp16_ms:g} ms is {share:.1f} % of a {CYCLE_MS:g} ms cycle, in which no "
