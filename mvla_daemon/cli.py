@@ -90,11 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     measuring.add_argument("--null", action="store_true", help="without a network, deadline T: the daemon's own cost")
     measuring.add_argument("--rate", type=_hertz, metavar="HZ", help="this rate, instead of the highest that holds")
     measuring.add_argument("--seconds", type=_seconds, default=60.0, metavar="S", help="how long it must hold (60)")
+    measuring.add_argument(
+        "--policies",
+        nargs="+",
+        metavar="PATH",
+        help="instead of the daemon: these policies, FP32 against FP16 (manifests, folders of them, or `configured`)",
+    )
+    measuring.add_argument("--engines", metavar="NAMES", help="of onnxruntime,tensorrt,torch; all that are here")
     testing = parser.add_argument_group("selftest (its --fault is a list of rows: F05,F23)")
-    testing.add_argument("--tries", type=_count, metavar="N", help="of each fault")
+    testing.add_argument("--tries", type=_count, metavar="N", help="of each fault; with --policies: inferences (200)")
     testing.add_argument("--grow", type=_count, metavar="MIB", help="memory that the policy process holds meanwhile")
     testing.add_argument("--load", action="store_true", help="keep all processors busy meanwhile; allows 10 ms more")
-    testing.add_argument("--out", type=Path, metavar="FOLDER", help="for the reports (build/selftest)")
+    testing.add_argument("--out", type=Path, metavar="FOLDER", help="for the reports (build/selftest, build/bench)")
     return parser
 
 
@@ -136,6 +143,17 @@ def _selftest(config: Config, options: argparse.Namespace) -> int:
 
 
 def _bench(config: Config, options: argparse.Namespace) -> int:
+    if options.policies:
+        if options.null or options.rate is not None:
+            raise DaemonError(
+                "--null and --rate measure the whole daemon, --policies its policies: leave out one or the other.",
+                ExitCode.USAGE,
+            )
+        from mvla_daemon.bench import command  # noqa: PLC0415 - the other commands answer faster without it
+
+        return command.run(config, _overrides(options), options)
+    if options.engines is not None:
+        raise DaemonError("--engines is for policies: name them with --policies.", ExitCode.USAGE)
     from mvla_daemon.ops.bench import bench  # noqa: PLC0415 - the other commands answer faster without it
 
     return bench(config, _overrides(options), null=options.null, rate_hz=options.rate, seconds=options.seconds)

@@ -38,6 +38,12 @@ def embedding_for(manifest: Manifest, instruction: str | None) -> NDArray[np.flo
     raise DaemonError(f"policy {manifest.name} {wrong}: set policy.instruction to one of\n  {listed}", ExitCode.CONFIG)
 
 
+def instructions_of(manifest: Manifest) -> list[str]:
+    """The sentences that the policy knows; empty for one that takes none. Raises DaemonError, CONFIG."""
+    needed = manifest.inputs.instruction
+    return [] if needed is None else _read_table(needed.table)[0]
+
+
 def _read_table(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     """The sentences of an npz table and their embeddings, shape (n, d)."""
     try:
