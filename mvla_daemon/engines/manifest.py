@@ -124,6 +124,16 @@ class Axis(_Table):
         return self
 
 
+class Training(_Table):
+    """What a checkpoint said of its own training, for tables; nothing is decided by it.
+
+    `val_mae` is the mean absolute error on the training's validation frames, in units of the model's output.
+    """
+
+    epoch: Annotated[int, Field(strict=True, ge=0)] | None = None
+    val_mae: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)] | None = None
+
+
 class Manifest(_Table):
     """A policy: its model file and how to feed and read it. Paths are absolute once `load_manifest` has read them."""
 
@@ -131,6 +141,7 @@ class Manifest(_Table):
     model: File
     sha256: dict[File, Sha256]
     weights: Literal["trained", "random"]
+    training: Training | None = None
     inputs: Inputs
     states: tuple[State, ...] = Field(default=(), alias="state")
     axes: tuple[Axis, ...] = Field(alias="axis", min_length=1)
@@ -141,6 +152,12 @@ class Manifest(_Table):
         if repeated := _repeated(axis.name for axis in axes):
             raise ValueError(f"{repeated} has more than one [[axis]]")
         return axes
+
+    @model_validator(mode="after")
+    def _random_weights_have_no_training(self) -> Manifest:
+        if self.training is not None and self.weights == "random":
+            raise ValueError('weights are "random", so there is no [training] to tell of: remove it')
+        return self
 
     @model_validator(mode="after")
     def _tensors_are_fed_once(self) -> Manifest:
