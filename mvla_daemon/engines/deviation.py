@@ -54,6 +54,4 @@ def deviations(reference: NDArray[Any], other: NDArray[Any]) -> list[Deviation]:
         raise ValueError(f"{len(reference)} frames are too few to judge, {LEAST_FRAMES} are needed")
     exact = reference.astype(np.float64)
     errors = np.abs(other.astype(np.float64) - exact).max(axis=0)
-    return [
-        Deviation(float(error), float(spread)) for error, spread in zip(errors, exact.std(axis=0), strict=True)
-    ]
+    return [Deviation(float(error), float(spread)) for error, spread in zip(errors, exact.std(axis=0), strict=True)]
