@@ -44,6 +44,14 @@ def test_a_manifest_is_read_with_its_defaults_and_absolute_paths(folder: Path, m
     assert [axis.name for axis in manifest.axes] == ["linear_x", "linear_y", "angular_z"]
 
 
+def test_what_a_checkpoint_said_of_its_training_is_kept(folder: Path) -> None:
+    path = write_manifest(folder, weights="trained", training={"epoch": 4, "val_mae": 0.222})
+    training = load_manifest(path).training
+    assert training is not None
+    assert (training.epoch, training.val_mae) == (4, 0.222)
+    assert load_manifest(write_manifest(folder)).training is None
+
+
 def test_a_missing_manifest_or_model_is_no_input(folder: Path) -> None:
     path = write_manifest(folder)
     (folder / "hallway.onnx").unlink()
@@ -73,6 +81,11 @@ def test_a_missing_manifest_or_model_is_no_input(folder: Path) -> None:
         ({"axis": [axis_table("linear_x", 0), axis_table("linear_x", 1)]}, "'linear_x' has more than one [[axis]]"),
         ({"state": [{"input": "images", "output": "h"}]}, "the model's input 'images' is named by more than one"),
         ({"state": [{"input": "a", "output": "h"}, {"input": "b", "output": "h"}]}, "'h' is kept by more than one"),
+        ({"weights": "trained", "training": {"epoch": -1}}, "training.epoch"),
+        ({"weights": "trained", "training": {"epoch": 4.5}}, "training.epoch"),
+        ({"weights": "trained", "training": {"val_mae": "small"}}, "training.val_mae"),
+        ({"weights": "trained", "training": {"loss": 0.1}}, "training.loss: is no key"),
+        ({"training": {"epoch": 4}}, 'weights are "random", so there is no [training]'),
         ({"sha256": {"hallway.onnx": "short"}}, "sha256.hallway.onnx"),
         ({"sha256": {}}, "hallway.onnx has no sha256 in the manifest"),
     ],

@@ -1,116 +1,48 @@
-"""A model in half precision: FP16 inside, its inputs and outputs as they were, so that nothing around it changes."""
+"""An ONNX model in FP16 (half precision), as a strongly typed TensorRT engine is built from it."""
 
 from __future__ import annotations
 
-import importlib
-import secrets
-import warnings
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mvla_daemon.errors import DaemonError, ExitCode
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LARGEST = float(np.finfo(np.float16).max)
-SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
-_PROTOBUF_BYTES = 2_000_000_000
-"""A protobuf message holds less than 2 GiB; weights of a larger model go to a file beside it."""
-
 
 def cast_to_half(source: Path, target: Path) -> None:
-    """Write the ONNX model `source` as `target`, in FP16 with unchanged inputs and outputs; in one step.
+    """Write the model in `source` to `target` with its weights and computations in FP16, its inputs and outputs kept.
 
-    A model of over 2 GB has its weights in `<target>.data`. Raises DaemonError: UNAVAILABLE without the packages that
-    it takes, CONFIG for a model that cannot be cast or has a weight that FP16 cannot hold; OSError of the disk.
+    The weights of a model over 2 GB go to `<target>.data` beside it. Nothing is left behind when it fails. Raises
+    DaemonError: NO_INPUT without the source, UNAVAILABLE without the converter or room, CONFIG when the model cannot be
+    cast.
     """
     try:
-        onnx: Any = importlib.import_module("onnx")
-        float16: Any = importlib.import_module("onnxconverter_common.float16")
+        from mvla_daemon.engines import half_graph  # noqa: PLC0415 - only who casts needs the converter
     except ImportError as error:
-        raise DaemonError(
-            f"a model cannot be cast to FP16 here ({error}): pip install onnx onnxconverter-common, which the extra "
-            "'jetson' brings",
-            ExitCode.UNAVAILABLE,
-        ) from None
-    model = onnx.load(str(source))
-    large = source.stat().st_size > _PROTOBUF_BYTES or model.ByteSize() > _PROTOBUF_BYTES
-    _check_weights(onnx, model, source)
-    _turn_casts(onnx, model.graph)
-    _part_outputs(onnx, model.graph)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of each weight that is rounded to the smallest number: there are thousands
-        try:
-            half = float16.convert_float_to_float16(
-                model,
-                min_positive_val=SMALLEST,
-                max_finite_val=LARGEST,
-                keep_io_types=True,
-                disable_shape_infer=large,
-                check_fp16_ready=False,  # it takes any FP16 inside for a model that was cast before
-            )
-        except Exception as error:  # noqa: BLE001 - the converter raises whatever it stumbles over
-            raise DaemonError(
-                f"{source} cannot be cast to FP16 ({type(error).__name__}: {' '.join(str(error).split())}): export it "
-                'with other operators, or set tensorrt.precision to "fp32"',
-                ExitCode.CONFIG,
-            ) from None
-    _save(onnx, half, target, large=large)
-
-
-def _check_weights(onnx: Any, model: Any, source: Path) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            values = onnx.numpy_helper.to_array(tensor)
-            if values.size and float(np.abs(values).max()) > LARGEST:
-                raise DaemonError(
-                    f"{source}: the weights {tensor.name!r} reach {np.abs(values).max():g}, FP16 ends at {LARGEST:g}: "
-                    'scale them in the network, or set tensorrt.precision to "fp32"',
-                    ExitCode.CONFIG,
-                )
-
-
-def _turn_casts(onnx: Any, graph: Any) -> None:
-    """Have what the model itself casts to FP32 be cast to FP16: the converter leaves such casts as they are."""
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
-                attribute.i = onnx.TensorProto.FLOAT16
-            for inner in (attribute.g, *attribute.graphs):
-                _turn_casts(onnx, inner)
-
-
-def _part_outputs(onnx: Any, graph: Any) -> None:
-    """Give an output that the network itself goes on with (a recurrent state) a name of its own inside.
-
-    The converter casts outputs back to FP32 under their names, and would have the network go on with that.
-    """
-    used = {name for node in graph.node for name in node.input}
-    for name in [output.name for output in graph.output if output.name in used]:
-        inside = f"{name}_inside"
-        for node in graph.node:
-            for names in (node.input, node.output):
-                for at, other in enumerate(names):
-                    if other == name:
-                        names[at] = inside
-        graph.node.append(onnx.helper.make_node("Identity", [inside], [name]))
-
-
-def _save(onnx: Any, model: Any, target: Path, *, large: bool) -> None:
-    """Under another name first, then in its place; the weights' file before the model that names it."""
-    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    data = target.with_name(f"{target.name}.data")
+        sentence = f"casting a model to FP16 needs {error.name}: pip install onnx onnxconverter-common"
+        raise DaemonError(sentence, ExitCode.UNAVAILABLE) from None
     try:
-        if large:
-            with suppress(FileNotFoundError):
-                data.unlink()  # onnx would append to it
-            onnx.save(model, str(part), save_as_external_data=True, location=data.name)
-        else:
-            onnx.save(model, str(part))
-        onnx.checker.check_model(str(part))
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+        model = half_graph.read(source)
+    except FileNotFoundError as error:
+        sentence = f"there is no model {error.filename or source}: put it there, or mend its name"
+        raise DaemonError(sentence, ExitCode.NO_INPUT) from None
+    except half_graph.READ_ERRORS as error:
+        sentence = f"{source} cannot be read as an ONNX model ({_brief(error)}): fetch or export it again"
+        raise DaemonError(sentence, ExitCode.CONFIG) from None
+    if problem := half_graph.out_of_range(model):
+        sentence = f"{source} cannot be cast to FP16: {problem}: scale it down, or run the model in FP32"
+        raise DaemonError(sentence, ExitCode.CONFIG)
+    try:
+        half_graph.write(half_graph.cast(model), target)
+    except OSError as error:
+        sentence = f"{target} cannot be written ({error.strerror}): mend its folder's permissions, or make room"
+        raise DaemonError(sentence, ExitCode.UNAVAILABLE) from None
+    except Exception as error:  # the converter's are of all kinds
+        sentence = f"{source} cannot be cast to FP16 ({_brief(error)}): run it in FP32, or export it with other layers"
+        raise DaemonError(sentence, ExitCode.CONFIG) from error
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error's text, without a full stop at its end."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

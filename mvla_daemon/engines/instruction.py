@@ -29,7 +29,7 @@ def embedding_for(manifest: Manifest, instruction: str | None) -> NDArray[np.flo
         if instruction is None:
             return None
         raise DaemonError(f"policy {manifest.name} takes no instruction: remove policy.instruction", ExitCode.CONFIG)
-    texts, embeddings = _read_table(needed.table)
+    texts, embeddings = read_table(needed.table)
     if instruction in texts:
         embedding: NDArray[np.float32] = embeddings[texts.index(instruction)]
         return embedding
@@ -41,10 +41,10 @@ def embedding_for(manifest: Manifest, instruction: str | None) -> NDArray[np.flo
 def instructions_of(manifest: Manifest) -> list[str]:
     """The sentences that the policy knows; empty for one that takes none. Raises DaemonError, CONFIG."""
     needed = manifest.inputs.instruction
-    return [] if needed is None else _read_table(needed.table)[0]
+    return [] if needed is None else read_table(needed.table)[0]
 
 
-def _read_table(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+def read_table(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     """The sentences of an npz table and their embeddings, shape (n, d)."""
     try:
         with path.open("rb") as file:

@@ -1,0 +1,135 @@
+"""Makes a policy that the daemon runs of a checkpoint of the Mobile VLA project: ONNX, the same in FP16, manifests.
+
+    python scripts/export_policy.py --kind gpu-simple --checkpoint simple.pth --out policies/simple
+    python scripts/export_policy.py --kind clip-hybrid-small --random-weights 1 --instructions table.npz --out /tmp/try
+
+Without a checkpoint there is no policy: --random-weights SEED makes one of the right shape that drives nowhere, and
+its manifest and every table say RANDOM WEIGHTS. Of kosmos2-clip-hybrid and clip-robovlms only the checkpoint knows the
+network, and it is read from that. What no checkpoint tells has to be said: --feature, --concat, --between, --bound.
+
+Nothing is written when anything does not fit. Needs `pip install 'mvla-daemon[export]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export_manifest import manifest_text
+from seed_kinds import KINDS
+
+from mvla_daemon.engines.half import cast_to_half
+from mvla_daemon.engines.instruction import embedding_for
+from mvla_daemon.engines.manifest import load_manifest
+from mvla_daemon.errors import DaemonError, ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from checkpoints import Checkpoint
+    from seed_kinds import Kind
+    from torch import nn
+
+_LARGEST_SEED = 2**32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export, and say what was written; the exit code."""
+    options = _parser().parse_args(arguments)
+    if missing := [name for name in ("torch", "onnx", "onnxconverter_common", "transformers") if not find_spec(name)]:
+        print(f"export_policy: {', '.join(missing)} missing: pip install 'mvla-daemon[export]'", file=sys.stderr)
+        return ExitCode.UNAVAILABLE
+    try:
+        print(_export(KINDS[options.kind], options))
+    except DaemonError as error:
+        print(f"export_policy: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"export_policy: {options.out} cannot be written ({error.strerror})", file=sys.stderr)
+        return ExitCode.UNAVAILABLE
+    return ExitCode.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=sorted(KINDS), required=True)
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--checkpoint", type=Path, help="a .pth file of this kind")
+    weights.add_argument("--random-weights", type=_seed, metavar="SEED", help="no policy, only its shape")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the policy's files")
+    parser.add_argument("--instructions", type=Path, help="a table of embed_instruction.py, for those that take one")
+    for_read = parser.add_argument_group("for kosmos2-clip-hybrid and clip-robovlms")
+    for_read.add_argument("--concat", help="what is put side by side, in order: kosmos, image, projected, text")
+    for_read.add_argument("--between", choices=("relu", "none"), help="what stands between two blocks of full layers")
+    for_read.add_argument("--bound", choices=("tanh", "none"), help="what follows the last layer")
+    parser.add_argument("--feature", choices=("mean", "last"), help="which of Kosmos-2's numbers training used")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with Kosmos-2's tokenizer, for --say")
+    parser.add_argument("--say", help="the sentence that is built into a policy with Kosmos-2")
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"must be 0 to {_LARGEST_SEED - 1}")
+    return int(text)
+
+
+def _export(kind: Kind, options: argparse.Namespace) -> str:
+    """Build, check and write everything; what was written, for the terminal. Raises DaemonError."""
+    if (kind.instruction is None) != (options.instructions is None):
+        needs = (
+            "needs --instructions, a table of embed_instruction.py" if kind.instruction else "takes no --instructions"
+        )
+        raise DaemonError(f"{kind.key} {needs}", ExitCode.USAGE)
+    from export_network import build  # noqa: PLC0415 - torch takes seconds
+
+    network, checkpoint = build(kind, options)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=options.out) as folder:
+        _write(kind, network, checkpoint, Path(folder), options.instructions)
+        fresh = sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".toml")  # manifests name the others
+        lines = [f"  {path.name:40} {path.stat().st_size:>14,} bytes" for path in fresh]
+        for path in fresh:
+            path.replace(options.out / path.name)
+    whose = f"of {options.checkpoint}" if checkpoint else f"RANDOM WEIGHTS, seed {options.random_weights}"
+    return "\n".join([f"{kind.key}: {count:,} parameters, {whose}, in {options.out}", *lines])
+
+
+def _write(kind: Kind, network: nn.Module, checkpoint: Checkpoint | None, folder: Path, given: Path | None) -> None:
+    """Write the policy's files and load them as the daemon does."""
+    from export_onnx import write_onnx  # noqa: PLC0415 - torch takes seconds
+
+    model, half = folder / f"{kind.key}.onnx", folder / f"{kind.key}.fp16.onnx"
+    table = None
+    if given is not None:
+        table = folder / "instructions.npz"
+        shutil.copyfile(given, table)
+    write_onnx(network, kind, model)
+    cast_to_half(model, half)
+    for path, name in ((model, kind.key), (half, f"{kind.key}-fp16")):
+        written = path.with_suffix(".toml")
+        written.write_text(manifest_text(kind, name, path, table, checkpoint), "utf-8")
+        _try_out(written)
+
+
+def _try_out(path: Path) -> None:
+    """Load and infer as the daemon will; raises DaemonError."""
+    from mvla_daemon.engines.instruction import read_table  # noqa: PLC0415
+    from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
+
+    manifest = load_manifest(path)
+    instruction = manifest.inputs.instruction
+    sentence = read_table(instruction.table)[0][0] if instruction else None
+    with OnnxRuntimeEngine(manifest, embedding_for(manifest, sentence)) as engine:
+        engine.load()
+        engine.warm_up()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
