@@ -44,6 +44,7 @@ class Gate:
         settings = {
             "config": load_config(config).model_dump(mode="json"),
             "cores": [*os.sched_getaffinity(0), 1 << 16],  # the last one is the gate's: it may use all there are
+            "gate_has_fifo": True,
             "simulated_camera": camera,
             "sabotage": str(self.path),
         }
