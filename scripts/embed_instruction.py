@@ -88,8 +88,12 @@ def encoder_name(folder: Path, numbers: str) -> str:
 def embed(sentences: Sequence[str], folder: Path, *, projected: bool) -> NDArray[np.float32]:
     """The sentences' numbers, (n, d), not scaled; raises DaemonError."""
     import torch  # noqa: PLC0415 - seconds
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer  # noqa: PLC0415 - likewise
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, logging  # noqa: PLC0415 - likewise
 
+    logging.set_verbosity_error()  # it tells at length of the weights for pictures, which are not needed here
+    logging.disable_progress_bar()
+    if not folder.is_dir():  # else its name would be looked up among what was downloaded once
+        raise DaemonError(f"there is no folder {folder}: --encoder is where CLIP's files are", ExitCode.NO_INPUT)
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
         loaded: Any = CLIPTextModelWithProjection.from_pretrained(

@@ -90,6 +90,8 @@ def _ids(folder: Path, sentence: str) -> tuple[int, ...]:
     """The token ids of a sentence, by a tokenizer in a local folder."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - seconds, and only needed for a sentence
 
+    if not folder.is_dir():  # else its name would be looked up among what was downloaded once
+        raise DaemonError(f"there is no folder {folder}: check --tokenizer", ExitCode.NO_INPUT)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:

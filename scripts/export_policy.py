@@ -24,8 +24,9 @@ from export_manifest import manifest_text
 from seed_kinds import KINDS
 
 from mvla_daemon.engines.half import cast_to_half
-from mvla_daemon.engines.instruction import embedding_for
+from mvla_daemon.engines.instruction import embedding_for, read_table
 from mvla_daemon.engines.manifest import load_manifest
+from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
 from mvla_daemon.errors import DaemonError, ExitCode
 
 if TYPE_CHECKING:
@@ -120,9 +121,6 @@ def _write(kind: Kind, network: nn.Module, checkpoint: Checkpoint | None, folder
 
 def _try_out(path: Path) -> None:
     """Load and infer as the daemon will; raises DaemonError."""
-    from mvla_daemon.engines.instruction import read_table  # noqa: PLC0415
-    from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
-
     manifest = load_manifest(path)
     instruction = manifest.inputs.instruction
     sentence = read_table(instruction.table)[0][0] if instruction else None

@@ -31,6 +31,8 @@ _MASK = 1e30
 """From here on a number stands for infinity, as in the masks of attention, and FP16's largest does it as well."""
 _MOST_IN_ONE_FILE = 2**31 - 2**20
 """Bytes of weights; protobuf ends at 2 GB, and the graph itself needs some room."""
+_LEAST_OUTSIDE = 1024
+"""Bytes; shapes and other small numbers stay within, where whoever reads the graph needs them."""
 _OLDEST_IR = 4
 """The first version in which weights need not be listed among the inputs."""
 
@@ -62,19 +64,33 @@ def out_of_range(model: ModelProto) -> str:
 
 def cast(model: ModelProto) -> ModelProto:
     """The same model in FP16, with the inputs and outputs that it had; the given one is used up."""
+    kept = _types(model)
     _prepare(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about numbers at FP16's ends, which `out_of_range` has judged
         half: ModelProto = float16.convert_float_to_float16(
             model, max_finite_val=LARGEST, keep_io_types=True, disable_shape_infer=True, check_fp16_ready=False
         )
+    if _types(half) != kept:
+        raise ValueError("its inputs or outputs would be of other types")
     return half
+
+
+def _types(model: ModelProto) -> dict[str, int]:
+    """Of all inputs and outputs, without weights that are listed as inputs."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    both = (*model.graph.input, *model.graph.output)
+    return {value.name: value.type.tensor_type.elem_type for value in both if value.name not in weights}
 
 
 def write(model: ModelProto, target: Path) -> None:
     """Write and check the model beside its place, then put it there, its weights first."""
     size = sum(len(tensor.raw_data) for _, tensor in _tensors(model.graph))
-    beside: dict[str, Any] = {"save_as_external_data": True, "location": f"{target.name}.data"}
+    beside: dict[str, Any] = {
+        "save_as_external_data": True,
+        "location": f"{target.name}.data",
+        "size_threshold": _LEAST_OUTSIDE,
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".half-", dir=target.parent) as folder:
         fresh = Path(folder) / target.name
@@ -141,19 +157,18 @@ def _turn_casts(graph: GraphProto) -> None:
 
 
 def _part_outputs(graph: GraphProto) -> None:
-    """Give each output that is read inside as well, an Identity of its own."""
-    read_inside = Counter(name for node in _nodes(graph) for name in node.input)
+    """Give each output an Identity of its own, so that its float32 is nobody's inside and its maker may be any node."""
     makers = {name: node for node in graph.node for name in node.output}
     for output in graph.output:
-        maker = makers.get(output.name)
-        if maker and read_inside[output.name]:
-            inside = f"{output.name}_inside"
-            maker.output[list(maker.output).index(output.name)] = inside
-            for node in _nodes(graph):
-                node.input[:] = [inside if name == output.name else name for name in node.input]
-            graph.value_info.add().CopyFrom(output)
-            graph.value_info[-1].name = inside
-            graph.node.append(helper.make_node("Identity", [inside], [output.name]))
+        if (maker := makers.get(output.name)) is None:
+            continue
+        inside = f"{output.name}_inside"
+        maker.output[list(maker.output).index(output.name)] = inside
+        for node in _nodes(graph):
+            node.input[:] = [inside if name == output.name else name for name in node.input]
+        graph.value_info.add().CopyFrom(output)
+        graph.value_info[-1].name = inside
+        graph.node.append(helper.make_node("Identity", [inside], [output.name]))
 
 
 def _part_weights(graph: GraphProto) -> None:
