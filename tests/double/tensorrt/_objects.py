@@ -19,7 +19,7 @@ class ILogger:
         self._made = True
 
     def log(self, severity: int, msg: str) -> None:
-        raise NotImplementedError
+        raise fake_gpu.MisuseError("a logger has to say what it does with a line")
 
 
 def say(logger: ILogger, severity: int, msg: str) -> None:
