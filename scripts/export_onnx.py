@@ -61,6 +61,7 @@ def _gather(path: Path, target: Path) -> None:
         onnx.save(onnx.load(path), target)
     else:
         onnx.save(onnx.load(path), target, save_as_external_data=True, location=f"{target.name}.data")
+        target.with_name(f"{target.name}.data").chmod(target.stat().st_mode)  # onnx keeps it from all other users
 
 
 def _compare(path: Path, given: dict[str, np.ndarray], expected: np.ndarray) -> None:

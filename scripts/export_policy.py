@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from checkpoints import Checkpoint
     from seed_kinds import Kind
-    from torch import nn
 
 _LARGEST_SEED = 2**32
 
@@ -88,12 +87,16 @@ def _export(kind: Kind, options: argparse.Namespace) -> str:
         )
         raise DaemonError(f"{kind.key} {needs}", ExitCode.USAGE)
     from export_network import build  # noqa: PLC0415 - torch takes seconds
+    from export_onnx import write_onnx  # noqa: PLC0415 - likewise
 
     network, checkpoint = build(kind, options)
     count = sum(parameter.numel() for parameter in network.parameters())
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=options.out) as folder:
-        _write(kind, network, checkpoint, Path(folder), options.instructions)
+        model = Path(folder) / f"{kind.key}.onnx"
+        write_onnx(network, kind, model)
+        del network  # what follows needs its room
+        _write_others(kind, model, checkpoint, options.instructions)
         fresh = sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".toml")  # manifests name the others
         lines = [f"  {path.name:40} {path.stat().st_size:>14,} bytes" for path in fresh]
         for path in fresh:
@@ -102,16 +105,12 @@ def _export(kind: Kind, options: argparse.Namespace) -> str:
     return "\n".join([f"{kind.key}: {count:,} parameters, {whose}, in {options.out}", *lines])
 
 
-def _write(kind: Kind, network: nn.Module, checkpoint: Checkpoint | None, folder: Path, given: Path | None) -> None:
-    """Write the policy's files and load them as the daemon does."""
-    from export_onnx import write_onnx  # noqa: PLC0415 - torch takes seconds
-
-    model, half = folder / f"{kind.key}.onnx", folder / f"{kind.key}.fp16.onnx"
-    table = None
+def _write_others(kind: Kind, model: Path, checkpoint: Checkpoint | None, given: Path | None) -> None:
+    """Write the policy's other files beside its model, and load them as the daemon does."""
+    half, table = model.with_name(f"{kind.key}.fp16.onnx"), None
     if given is not None:
-        table = folder / "instructions.npz"
+        table = model.with_name("instructions.npz")
         shutil.copyfile(given, table)
-    write_onnx(network, kind, model)
     cast_to_half(model, half)
     for path, name in ((model, kind.key), (half, f"{kind.key}-fp16")):
         written = path.with_suffix(".toml")

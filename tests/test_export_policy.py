@@ -271,6 +271,8 @@ def test_weights_over_two_gigabytes_go_to_one_file_beside(tmp_path: Path, monkey
     assert main([*SMALL, "--random-weights", "1", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "clip-hybrid-small.onnx.data").stat().st_size > 3_400_000
     assert (tmp_path / "clip-hybrid-small.onnx").stat().st_size < 20_000
+    modes = {(tmp_path / f"clip-hybrid-small.onnx{end}").stat().st_mode for end in ("", ".data")}
+    assert len(modes) == 1
     manifest = load_manifest(tmp_path / "clip-hybrid-small.toml")
     assert {path.name for path in manifest.sha256} == {
         "clip-hybrid-small.onnx",

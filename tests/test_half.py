@@ -169,6 +169,7 @@ def test_weights_beside_the_model_are_read_and_large_ones_written_so(
     monkeypatch.setattr(half_graph, "_LEAST_OUTSIDE", 0)
     cast_to_half(source, target)
     assert (tmp_path / "half.onnx.data").stat().st_size >= 2 * 12
+    assert (tmp_path / "half.onnx.data").stat().st_mode == target.stat().st_mode
     given = {"images": IMAGE, "text_embeddings": np.ones((1, 4), np.float32)}
     np.testing.assert_allclose(session(target).run(None, given)[0], session(source).run(None, given)[0], rtol=2e-3)
 

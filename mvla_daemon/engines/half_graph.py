@@ -96,6 +96,8 @@ def write(model: ModelProto, target: Path) -> None:
         fresh = Path(folder) / target.name
         onnx.save(model, fresh, **(beside if size > _MOST_IN_ONE_FILE else {}))
         onnx.checker.check_model(str(fresh), full_check=True)
+        for path in Path(folder).iterdir():
+            path.chmod(fresh.stat().st_mode)  # onnx keeps weights that lie outside from all other users
         for path in sorted(Path(folder).iterdir(), key=lambda path: path == fresh):
             path.replace(target.parent / path.name)
 
