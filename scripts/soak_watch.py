@@ -14,10 +14,6 @@ MIB = 1 << 20
 SETTLED = 0.1
 """The first part of a run, in which caches fill and libraries load what they put off."""
 MOST_MIB = 50.0
-MOST_OF_A_PROCESSOR = 0.02
-"""At 50 Hz; what the gate may take."""
-PROCESSOR_FROM_MINUTES = 10.0
-"""Over less time than this a few armings and stops weigh too much."""
 GROWTH_MIB = 1.0
 """A page here and there is no growth: an hour at 50 Hz has 180,000 cycles, and 6 bytes lost in each are more."""
 
@@ -112,10 +108,6 @@ class Flatness:
         grown = []
         if self.most_mib > MOST_MIB:
             grown.append(f"it held {self.most_mib:.1f} MiB, {MOST_MIB:g} are the most that it may")
-        if self.minutes >= PROCESSOR_FROM_MINUTES and self.processor > MOST_OF_A_PROCESSOR:
-            grown.append(
-                f"it took {self.processor:.1%} of a processor, {MOST_OF_A_PROCESSOR:.0%} is the most that it may"
-            )
         if self.resident_mib[1] - self.resident_mib[0] > GROWTH_MIB:
             grown.append(f"its memory grew from {self.resident_mib[0]:.1f} to {self.resident_mib[1]:.1f} MiB")
         for name, (first, last) in (("file descriptors", self.descriptors), ("threads", self.threads)):

@@ -130,17 +130,10 @@ def test_what_grows_is_named(name: str, step: int, word: str) -> None:
     assert word in problem
 
 
-def test_more_than_it_may_have_is_a_problem_though_it_does_not_grow() -> None:
+def test_more_memory_than_it_may_have_is_a_problem_though_it_does_not_grow() -> None:
     large = Flatness.of([replace(sample, resident=51 * MIB) for sample in STEADY])
-    long = [replace(sample, at_ns=5 * sample.at_ns, processor_ns=15 * sample.processor_ns) for sample in STEADY]
-    busy = Flatness.of(long)
-    brief = Flatness.of([replace(sample, processor_ns=3 * sample.processor_ns) for sample in STEADY])
     assert large is not None
-    assert busy is not None
     assert large.problems() == ["it held 51.0 MiB, 50 are the most that it may"]
-    assert busy.problems() == ["it took 3.0% of a processor, 2% is the most that it may"]
-    assert brief is not None
-    assert brief.problems() == []
 
 
 def test_the_first_moments_are_no_growth_and_a_few_looks_are_none() -> None:
