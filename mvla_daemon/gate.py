@@ -161,12 +161,13 @@ class Gate:
         fault = fault or self._link.lost(now_ns)
         if fault is not None:
             self.helm.fault(*fault, now_ns)
-        self._check_identified(now_ns)
+        if self._link.identity is None:
+            self._check_identified(now_ns)
 
     def _check_identified(self, now_ns: int) -> None:
         """A port that never answered since the start is the wrong one; one that came back is asked without end."""
         identify_ns = self._settings.identify_ns
-        if self._link.identified or self._port.was_lost or not identify_ns:
+        if self._port.was_lost or not identify_ns:
             return
         if now_ns - self._link.opened_ns < identify_ns:
             return

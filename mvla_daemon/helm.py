@@ -124,7 +124,10 @@ class Helm:
 
     def timer_ns(self) -> int | None:
         """The session's own timer; waiting to arm by itself has none while something is missing: an event ends that."""
-        waiting = self.state.phase in {Phase.DISARMED, Phase.STOPPED}
+        phase = self.state.phase
+        if phase is Phase.ARMED:
+            return None
+        waiting = phase in {Phase.DISARMED, Phase.STOPPED}
         return None if waiting and self.missing() else next_due_ns(self._rules, self.state)
 
     def missing(self) -> str:

@@ -28,7 +28,7 @@ _MODE = struct.Struct("<BIB")
 _START_TYPE, _COMMAND_TYPE, _READY_TYPE, _FAILED_TYPE, _MODE_TYPE, _STARVED_TYPE = 1, 2, 3, 4, 5, 6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each cycle: a frozen one takes three times as long to make
 class Started:
     """The policy process has begun a cycle."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from mvla_daemon.core.admission import Mode
@@ -26,7 +26,7 @@ class Keeper(Protocol):
     def filenos(self) -> list[int]:
         """What the gate has to watch."""
 
-    def messages(self, readable: set[int]) -> Iterator[bytes]:
+    def messages(self, readable: set[int]) -> Iterable[bytes]:
         """What has come from the policy's side, one message after the other."""
 
     def watch(self, readable: set[int], now_ns: int, *, may_start: bool) -> str:
@@ -53,9 +53,8 @@ class PolicyKeeper:
         self._order = (0, Mode.IDLE)
         self._restarts_ns: deque[int] = deque(maxlen=MAX_RESTARTS)
         self._dismissed = False
-        self._deaf = False
-        self._gone = False
         self._pidfd = -1
+        self._fds: list[int] = []
         self.child: PolicyChild | None = None
         self.ready = False
         self.restarts = 0
@@ -66,13 +65,12 @@ class PolicyKeeper:
         self.child = self._start()
         self._pidfd = os.pidfd_open(self.child.process.pid)
         self.ready = False
-        self._dismissed = self._deaf = self._gone = False
+        self._dismissed = False
+        self._fds = [self._pidfd, self.child.socket.fileno()]
 
     def filenos(self) -> list[int]:
-        """What select() has to watch: the socket of a process that is still trusted, and its end."""
-        if self.child is None or self._gone:
-            return []
-        return [self._pidfd] if self._deaf else [self.child.socket.fileno(), self._pidfd]
+        """What select() has to watch: the process's end, and the socket of one that is still trusted."""
+        return self._fds
 
     def order(self, epoch: int, mode: Mode) -> None:
         """What the policy process is to do, now or once it is ready."""
@@ -93,18 +91,21 @@ class PolicyKeeper:
         if self.child is not None and not self._dismissed:
             self.child.kill()
             self.ready = False
-            self._dismissed = self._deaf = True
+            self._dismissed = True
+            self._fds = [self._pidfd]
 
-    def messages(self, readable: set[int]) -> Iterator[bytes]:
+    def messages(self, readable: set[int]) -> Iterable[bytes]:
         """What has come over its socket; after the socket's end its own end, or its silence, will be noticed."""
-        child = self.child
-        if child is None or child.socket.fileno() not in readable:
-            return
+        if self.child is None or readable.isdisjoint(self._fds[1:]):
+            return ()
+        return self._received(self.child)
+
+    def _received(self, child: PolicyChild) -> Iterator[bytes]:
         data: bytes | None = None
         while not self._dismissed and (data := child.receive()):
             yield data
         if data == b"":
-            self._deaf = True  # select() would report it for ever
+            self._fds = [self._pidfd]  # select() would report the socket for ever
 
     def doing(self) -> Doing | None:
         """What it last wrote on its board, whether it still runs or not."""
@@ -117,15 +118,16 @@ class PolicyKeeper:
         """
         if self.child is None:
             return ""
-        if not self._gone:
+        if self._fds:
             status = self.child.ended() if self._pidfd in readable else None
             if status is None:
                 return ""
             if not self._dismissed:
-                self._dismissed = self._deaf = True
+                self._dismissed = True
+                self._fds = [self._pidfd]
                 self.ready = False
                 return "the policy process ended " + (f"by signal {-status}" if status < 0 else f"with status {status}")
-            self._gone = True
+            self._fds = []
         if may_start:
             self._replace(now_ns)
         return ""
@@ -152,5 +154,6 @@ class PolicyKeeper:
             self.child.process.wait()
             self.child.close()
             os.close(self._pidfd)
+            self._fds = []
             self.child = None
             self.ready = False

@@ -49,11 +49,8 @@ class MotorPort:
         self.reopen_ns = 0
         self.failed_reopenings = 0
         self._serial: SerialPort | None = SerialPort(path, baud)
-
-    @property
-    def fd(self) -> int | None:
+        self.fd: int | None = self._serial.fd
         """For select(); None while the port is gone."""
-        return None if self._serial is None else self._serial.fd
 
     def read(self) -> bytes:
         """What has arrived; raises PortLostError."""
@@ -80,6 +77,7 @@ class MotorPort:
         self.reopen_ns = now_ns + REOPEN_EVERY_NS
         try:
             self._serial = SerialPort(self.path, self.baud)
+            self.fd = self._serial.fd
         except (DaemonError, PortLostError):
             self.failed_reopenings += 1
             return False
@@ -89,4 +87,4 @@ class MotorPort:
         """Let go of the port."""
         if self._serial is not None:
             self._serial.close()
-            self._serial = None
+            self._serial = self.fd = None

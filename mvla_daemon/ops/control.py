@@ -95,6 +95,7 @@ class ControlServer:
                 os.chown(path, -1, path.parent.stat().st_gid)
             path.chmod(0o660)
             self.socket.listen(QUEUE)
+            self._alone = [self.socket.fileno()]
         except OSError as error:
             raise DaemonError(
                 f"The control socket {path} cannot be made ({error}); make its folder this user's own, writable for "
@@ -107,15 +108,19 @@ class ControlServer:
         rested_ns = self._booked_ns - BURST_NS
         if now_ns < rested_ns:
             return [], rested_ns
-        oldest_ns = next((since_ns for _, since_ns in self._clients.values()), now_ns)
-        return [self.socket.fileno(), *self._clients], oldest_ns + PATIENCE_NS
+        if not self._clients:
+            return self._alone, now_ns + PATIENCE_NS
+        oldest_ns = next(since_ns for _, since_ns in self._clients.values())
+        return [*self._alone, *self._clients], oldest_ns + PATIENCE_NS
 
     def serve(self, readable: set[int], now_ns: int) -> None:
         """Answer the one who has waited longest, let one in, drop those who never asked."""
+        if not self._clients and readable.isdisjoint(self._alone):
+            return
         for fd in [fd for fd in self._clients if fd in readable][:1]:
             self._book(now_ns)
             self._answered(self._clients.pop(fd)[0])
-        if self.socket.fileno() in readable:
+        if not readable.isdisjoint(self._alone):
             self._book(now_ns)
             self._let_in(now_ns)
         for fd in [fd for fd, (_, since_ns) in self._clients.items() if now_ns - since_ns >= PATIENCE_NS]:
