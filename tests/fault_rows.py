@@ -250,6 +250,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         "suspend and resume",
         [
             *_in(SYSTEM, "after_a_suspension_nothing_is_written_before_the_stop"),
+            *_in(SYSTEM, "a_gate_that_wakes_late_has_missed_a_deadline_and_no_more"),
             *_in(DAEMON, "a_gate_that_slept_stops_before_anything_else"),
         ],
     ),

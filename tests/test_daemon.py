@@ -167,6 +167,38 @@ def one_sigstop(rig: Rig) -> float:
     return took
 
 
+@pytest.mark.timing
+def test_an_operators_stop_is_as_fast_as_a_missed_deadlines(quick: Rig) -> None:
+    """From before the client connects to the STOP at the far end: in motion, and with the policy process frozen."""
+    quick.start_driving("--set", "safety.recover_cycles=2")
+    for attempt in range(2):
+        took_ms: dict[str, list[float]] = {"in motion": [], "frozen": []}
+        for number in range(12):
+            frozen = number % 2 == 1
+            took_ms["frozen" if frozen else "in motion"].append(one_operators_stop(quick, frozen=frozen))
+        print(f"attempt {attempt}: asking to STOP {took_ms} ms")
+        if all(statistics.median(some_ms) <= 4 for some_ms in took_ms.values()):
+            break
+    else:
+        pytest.fail(f"an operator's STOP came late: {took_ms} ms after the asking")
+    nothing_moves_after_a_stop(quick)
+
+
+def one_operators_stop(rig: Rig, *, frozen: bool) -> float:
+    """Ask for a stop of the driving robot, or of one that has just stopped for its frozen policy; then drive again."""
+    rig.arm()
+    pid, before = rig.policy_pid(), len(rig.read_wire())
+    if frozen:
+        freeze(pid)
+        rig.wait_for("STOP", after=before)
+    asked_ns = time.monotonic_ns()
+    assert rig.ask("stop")["ok"]
+    rig.wait_until(lambda: OPERATOR in reasons(rig, before), "STOP operator")
+    thaw(pid)
+    stops = [timed for timed in rig.read_wire()[before:] if timed.kind == "STOP"]
+    return (next(stop.at_ns for stop in stops if stop.frame.number("reason") == OPERATOR) - asked_ns) / 1e6
+
+
 @pytest.fixture
 def briefly_watched(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
     """The watchdog as short as the ttl of a VELOCITY, so that it trips in motion instead of after the ttl's ramp."""

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,18 @@ from mvla_daemon.config_load import load_config
 from mvla_daemon.core.messages import Velocity
 from mvla_daemon.sim.layout import make_room
 from mvla_daemon.sim.lockstep import Lockstep, Unheard
-from tests.proving import INTERNAL, SHUTDOWN, SUSPENDED, TRIES, Proving, drives_on, latched
+from tests.proving import (
+    DEADLINE_MISSED,
+    INTERNAL,
+    SHUTDOWN,
+    SUSPENDED,
+    TRIES,
+    Proving,
+    drives_on,
+    latched,
+    provoke,
+    stop_record,
+)
 from tests.rig import PATIENCE_S, ROOT, GroundRig, freeze, reasons, thaw
 from tests.wire import decode_stream
 
@@ -46,6 +58,22 @@ def test_after_a_suspension_nothing_is_written_before_the_stop(ground: GroundRig
     assert ground.read_wire()[before].kind == "STOP"
     assert latched(ground) == "suspended"
     assert reasons(ground, before) == [SUSPENDED]
+
+
+def test_a_gate_that_wakes_late_has_missed_a_deadline_and_no_more(ground: GroundRig) -> None:
+    """Late by less than ten periods, which are half a second here; what is older than that is the gate's own fault."""
+
+    told = 0
+
+    def nap() -> None:
+        nonlocal told
+        told = len(ground.events("stop"))
+        freeze(ground.pid)
+        time.sleep(0.15)
+        thaw(ground.pid)
+
+    provoke(ground, nap, DEADLINE_MISSED)
+    assert stop_record(ground, told)["reason"] == "deadline_missed"
 
 
 def _is_frozen(pid: int) -> bool:
