@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvla_daemon.ops.drops import DropBoard, create_drop_board
 from mvla_daemon.ops.journal import Journal, encode
 from mvla_daemon.ops.statistics import Statistics, percentile
 from mvla_daemon.ops.telemetry import GateCycle, PolicyCycle, Telemetry, unpack_record
@@ -241,7 +242,8 @@ def enter() -> Iterator[Callable[..., Room]]:
         ours, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs, policy = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         output, output_fd = os.pipe()
-        fds = (gate.fileno(), policy.fileno(), output)
+        board = create_drop_board()
+        fds = (gate.fileno(), policy.fileno(), output, board)
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -263,7 +265,8 @@ def enter() -> Iterator[Callable[..., Room]]:
         gate.close()
         policy.close()
         os.close(output)
-        rooms.append(Room(process, Telemetry(ours), ours, Telemetry(theirs), theirs, output_fd))
+        rooms.append(Room(process, Telemetry(ours, DropBoard(board)), ours, Telemetry(theirs), theirs, output_fd))
+        os.close(board)
         return rooms[-1]
 
     yield start
