@@ -51,6 +51,7 @@ def crew(
 ) -> Crew:
     """What the gate works with; `random_u32` draws the link's sessions and nonces."""
     control = config.control
+    link = motor_link(config, random_u32)
     return Crew(
         admission=Admission(
             period_ns=control.period_ns,
@@ -60,10 +61,10 @@ def crew(
             limits=config.limits.by_axis(),
             rehearsals=config.safety.recover_cycles,
         ),
-        link=motor_link(config, random_u32),
+        link=link,
         port=port,
         keeper=keeper,
-        announce=Announcer(telemetry),
+        announce=Announcer(telemetry, session=lambda: link.session),
         clock=clock,
         errand=errand,
     )

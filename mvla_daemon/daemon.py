@@ -24,6 +24,7 @@ from mvla_daemon.ops import realtime
 from mvla_daemon.ops.child import PolicyChild, start_module
 from mvla_daemon.ops.clock import MachineClock
 from mvla_daemon.ops.control import ControlServer, socket_path
+from mvla_daemon.ops.drops import DropBoard, create_drop_board
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
 from mvla_daemon.stand_ins import StandIns, stand_ins
@@ -141,7 +142,8 @@ def _reporter(config: Config, options: RunOptions) -> Iterator[_Reporter]:
     policys, policy_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output_end, output_fd = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(output_fd, False)  # what native libraries print must not hold the policy process up
-    fds = (gate_end.fileno(), policy_end.fileno(), output_end)
+    board_fd = create_drop_board()
+    fds = (gate_end.fileno(), policy_end.fileno(), output_end, board_fd)
     words = ["--format", config.log.format, "--level", config.log.level]
     if options.trace is not None:
         _check_writable(options.trace)
@@ -152,7 +154,8 @@ def _reporter(config: Config, options: RunOptions) -> Iterator[_Reporter]:
     gate_end.close()
     policy_end.close()
     os.close(output_end)
-    telemetry = Telemetry(ours)
+    telemetry = Telemetry(ours, DropBoard(board_fd))
+    os.close(board_fd)
     try:
         yield _Reporter(telemetry, policys.fileno(), output_fd)
     finally:

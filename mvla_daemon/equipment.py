@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvla_daemon.cameras.base import Camera
 from mvla_daemon.cameras.file import FileCamera
@@ -20,6 +21,9 @@ from mvla_daemon.engines.null import NullEngine
 from mvla_daemon.engines.onnxruntime import OnnxRuntimeEngine
 from mvla_daemon.engines.tensorrt import TensorRtEngine
 
+if TYPE_CHECKING:
+    from mvla_daemon.engines.engine_store import TellBuilt
+
 
 def camera_for(config: Config, simulated_camera: Path | None) -> Camera:
     """The camera, not yet open; `simulated_camera` is where the simulator serves its pictures."""
@@ -35,8 +39,10 @@ def camera_for(config: Config, simulated_camera: Path | None) -> Camera:
     return V4l2Camera(camera.device, camera.width, camera.height, camera.fps)
 
 
-def engine_for(config: Config, manifest: Manifest, tell: Callable[[str], None]) -> Engine:
-    """The engine, not yet loaded; `tell` is given what loading it has to say.
+def engine_for(
+    config: Config, manifest: Manifest, tell: Callable[[str], None], tell_built: TellBuilt | None = None
+) -> Engine:
+    """The engine, not yet loaded; `tell` is given what loading it has to say, `tell_built` as by `EngineStore`.
 
     Raises DaemonError for an instruction that the policy does not know.
     """
@@ -46,12 +52,17 @@ def engine_for(config: Config, manifest: Manifest, tell: Callable[[str], None]) 
     on_cpu = OnnxRuntimeEngine(manifest, embedding)
     if config.policy.backend == "onnxruntime":
         return on_cpu
-    store = engine_store(config, manifest, tell)
+    store = engine_store(config, manifest, tell, tell_built=tell_built)
     return TensorRtEngine(manifest, store, on_cpu, embedding)
 
 
 def engine_store(
-    config: Config, manifest: Manifest, tell: Callable[[str], None], *, keep_or_fail: bool = False
+    config: Config,
+    manifest: Manifest,
+    tell: Callable[[str], None],
+    *,
+    keep_or_fail: bool = False,
+    tell_built: TellBuilt | None = None,
 ) -> EngineStore:
     """Where the policy's TensorRT engine comes from."""
     tensorrt = config.tensorrt
@@ -60,4 +71,4 @@ def engine_store(
     )
     embedding = embedding_for(manifest, config.policy.instruction)
     size = None if embedding is None else embedding.size
-    return EngineStore(manifest, settings, size, tell, keep_or_fail=keep_or_fail)
+    return EngineStore(manifest, settings, size, tell, keep_or_fail=keep_or_fail, tell_built=tell_built)

@@ -254,7 +254,7 @@ class Gate:
         """Do what an operator asks, and say what came of it; `uid` and `pid` are the kernel's word on who it is."""
         now_ns = self._clock.now_ns()
         if request == "status":
-            return {"ok": True, **self.helm.status(now_ns), "dropped_records": self._telemetry.dropped}
+            return {"ok": True, **self.helm.status(now_ns), **self._telemetry.losses()}
         before = self.helm.state
         event = Event(What(request), missing=self.helm.missing())
         refusal = self.helm.apply(event, now_ns, f"asked for by user {uid}")

@@ -206,7 +206,7 @@ class Helm:
         if (before.phase in _HELD_STOPPED or re_arming) and effect.reason is not Reason.SHUTDOWN:
             return  # not another stop, but a stricter reason or category for the one that still stands
         was_driving = before.phase is Phase.ARMED
-        doing = self._keeper.doing() if was_driving else None
+        doing = self._keeper.doing() if self._admission.mode is not Mode.IDLE else None
         driven_ns = self._driven_ns if was_driving else 0
         self._announce.stop(effect.reason, why, doing, due_ns=due_ns, written_ns=written_ns, driven_ns=driven_ns)
 

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic_ns
@@ -86,7 +86,7 @@ class PolicyProcess:
     async def _load(self) -> tuple[Manifest, Thinker]:
         manifest = load_manifest(self.config.resolve(self.config.policy.manifest))
         camera = self.config.camera
-        self._loaded = engine = engine_for(self.config, manifest, self._tell)
+        self._loaded = engine = engine_for(self.config, manifest, self._tell, self._tell_built)
         thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
         await self._engine.call(thinker.load)
         return manifest, thinker
@@ -94,6 +94,9 @@ class PolicyProcess:
     def _tell(self, sentence: str) -> None:
         """What loading has to say; it may be called on any thread."""
         self._telemetry.event("engine", sentence, "info")
+
+    def _tell_built(self, sentence: str, about: Mapping[str, Any]) -> None:
+        self._telemetry.event("engine_built", sentence, "info", **about)
 
     async def _watch_camera(self) -> Camera:
         """Start to capture; returns once there was a usable picture."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import settings
 from tests.meanwhile import Meanwhile, is_meanwhile
 from tests.onnx_models import ModelFile
 from tests.proving import Beside, Proving, is_beside
+from tests.reporting import Enter, Room, start_reporter
 from tests.rig import GroundRig, Scene
 
 # How long an example takes is the machine's affair.
@@ -236,3 +238,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         pyfuncitem.funcargs["ground"].result()
         return True
     return None
+
+
+@pytest.fixture
+def enter() -> Iterator[Enter]:
+    """Starts reporters; they end with the test."""
+    rooms: list[Room] = []
+
+    def start(*words: str, **options: Any) -> Room:
+        rooms.append(start_reporter(*words, **options))
+        return rooms[-1]
+
+    yield start
+    for room in rooms:
+        room.leave()
+        room.process.kill()
+        room.process.communicate()

@@ -263,7 +263,11 @@ ROWS: dict[str, tuple[str, list[str]]] = {
                 "test_reporter",
                 "a_reader_that_is_gone_is_survived",
                 "a_log_on_a_full_disk_ends_nothing",
+            ),
+            *_in(
+                "test_journal",
                 "a_journal_that_does_not_read_is_never_waited_for",
+                "a_journal_that_stops_reading_goes_and_comes_back_costs_records_that_are_counted_and_told",
             ),
         ],
     ),

@@ -201,7 +201,7 @@ class Notebook:
 
 def announced(doing: Doing | None, written_ns: int = 1000 * MS) -> dict[str, Any]:
     notebook = Notebook()
-    stop = Announcer(notebook).stop  # type: ignore[arg-type]
+    stop = Announcer(notebook, lambda: 0).stop  # type: ignore[arg-type]
     stop(Reason.DEADLINE_MISSED, "", doing, due_ns=None, written_ns=written_ns, driven_ns=0)
     return notebook.records[0]
 
@@ -251,9 +251,9 @@ def test_a_process_that_lives_is_not_said_to_be_anything() -> None:
 
 def test_an_operator_is_told_by_name_where_there_is_one() -> None:
     text = "stop asked for by user 0, process 12"
-    root = completed({"event": "operator", "message": text, "uid": 0})
+    root = completed({"event": "operator", "message": text, "operator_uid": 0})
     assert root["message"] == f"stop asked for by user {pwd.getpwuid(0).pw_name} (0), process 12"
-    assert root["user"] == pwd.getpwuid(0).pw_name
-    nobody = completed({"event": "operator", "message": text, "uid": 4_000_000_000})
-    assert (nobody["message"], "user" in nobody) == (text, False)
-    assert completed({"event": "operator", "message": text, "uid": 2**70})["message"] == text
+    assert root["operator"] == pwd.getpwuid(0).pw_name
+    nobody = completed({"event": "operator", "message": text, "operator_uid": 4_000_000_000})
+    assert (nobody["message"], "operator" in nobody) == (text, False)
+    assert completed({"event": "operator", "message": text, "operator_uid": 2**70})["message"] == text

@@ -1,18 +1,13 @@
-"""What people are told: percentiles, the reporter as a real process, the journal's datagrams, and what gets dropped."""
+"""What people are told: percentiles, the reporter as a real process, and what gets dropped."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import select
 import signal
 import socket
-import struct
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,28 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvla_daemon.ops.journal import Journal, encode
 from mvla_daemon.ops.statistics import Statistics, percentile
 from mvla_daemon.ops.telemetry import GateCycle, PolicyCycle, Telemetry, unpack_record
+from tests.reporting import AFTER, CHECKED, COMPUTED, FROM_DEVICE, PREPARED, SENT, TO_DEVICE, WAITED, Enter, halves
 
 MS = 1_000_000
 SECOND = 1_000_000_000
-WAITED, PREPARED, TO_DEVICE, COMPUTED, FROM_DEVICE, AFTER, SENT, CHECKED = 3, 2, 0.25, 5, 0.5, 0.125, 1, 0.0625
-"""What the stages of `halves` take in ms, in order."""
-
-
-def halves(
-    cycle: int, *, compute_ms: float = COMPUTED, at_ns: int | None = None, hold: bool = False, written: bool = True
-) -> tuple[GateCycle, PolicyCycle]:
-    """A cycle as both processes tell it; by default one every 20 ms."""
-    edges = [10 * SECOND + cycle * 20 * MS if at_ns is None else at_ns]
-    for spent_ms in (WAITED, PREPARED, TO_DEVICE, compute_ms, FROM_DEVICE, AFTER, SENT, CHECKED):
-        edges.append(edges[-1] + round(spent_ms * MS))
-    captured, begun, h2d, compute, d2h, post, sent, received, out = edges
-    gate = GateCycle(1, cycle, begun, begun + 20 * MS, received, out if written else 0, captured)
-    return gate, PolicyCycle(
-        1, cycle, hold, cycle + 7, captured, captured + 1, begun, begun, h2d, compute, d2h, post, sent
-    )
 
 
 # --- percentiles ---
@@ -178,102 +157,6 @@ def test_other_bytes_are_a_value_error(data: bytes) -> None:
 
 
 # --- the process ---
-
-
-@dataclass
-class Room:
-    """A reporter process and the ends that the gate and the policy process would hold."""
-
-    process: subprocess.Popen[bytes]
-    gate: Telemetry
-    gate_socket: socket.socket
-    policy: Telemetry
-    policy_socket: socket.socket
-    output_fd: int
-
-    def cycles(self, count: int, **fields: Any) -> None:
-        for cycle in range(count):
-            gate, policy = halves(cycle, **fields)
-            self.policy.cycle(policy)
-            self.gate.cycle(gate)
-
-    def leave(self) -> None:
-        """As the gate's end, however it came."""
-        self.gate_socket.close()
-        self.policy_socket.close()
-        if self.output_fd >= 0:
-            os.close(self.output_fd)
-            self.output_fd = -1
-
-    def last_words(self) -> tuple[str, str]:
-        """All of its stdout and stderr, once the gate has ended in good order."""
-        self.gate.event("end", "")
-        self.leave()
-        out, err = self.process.communicate(timeout=20)
-        assert self.process.returncode == 0
-        return out.decode(), err.decode()
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.last_words()[1].splitlines()]
-
-    def wait_for(self, text: str) -> None:
-        """Until its stderr has said this."""
-        assert self.process.stderr is not None
-        said = b""
-        while text.encode() not in said:
-            assert select.select([self.process.stderr], [], [], 20)[0], f"never said {text!r}"
-            piece = os.read(self.process.stderr.fileno(), 65536)
-            assert piece, f"ended without saying {text!r}, but {said!r}"
-            said += piece
-
-
-@pytest.fixture
-def enter() -> Iterator[Callable[..., Room]]:
-    rooms: list[Room] = []
-
-    def start(
-        *words: str,
-        style: str = "json",
-        level: str = "info",
-        env: dict[str, str] | None = None,
-        stderr: int = subprocess.PIPE,
-    ) -> Room:
-        ours, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        theirs, policy = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        output, output_fd = os.pipe()
-        fds = (gate.fileno(), policy.fileno(), output)
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mvla_daemon.ops.reporter",
-                *map(str, fds),
-                "--format",
-                style,
-                "--level",
-                level,
-                *words,
-            ],
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env={**os.environ, "COLUMNS": "200", **(env or {})},
-        )
-        gate.close()
-        policy.close()
-        os.close(output)
-        rooms.append(Room(process, Telemetry(ours), ours, Telemetry(theirs), theirs, output_fd))
-        return rooms[-1]
-
-    yield start
-    for room in rooms:
-        room.leave()
-        room.process.kill()
-        room.process.communicate()
-
-
-Enter = Callable[..., Room]
 
 
 def test_json_has_every_field_and_console_has_the_sentence(enter: Enter) -> None:
@@ -525,17 +408,14 @@ def test_a_log_on_a_full_disk_ends_nothing(enter: Enter, tmp_path: Path) -> None
 
 def test_a_reporter_that_stands_still_holds_nobody_up(enter: Enter) -> None:
     room = enter()
-    room.gate.event("x", "ready")
-    room.wait_for("ready")
-    room.process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, room.process.pid, os.WSTOPPED | os.WNOWAIT)
+    room.stand_still()
     cycle = halves(1)[0]
     for number in range(3000):
         room.gate.event("x", f"event {number}")
         room.gate.cycle(cycle)
     dropped = room.gate.dropped
     assert 0 < dropped < 6000
-    room.process.send_signal(signal.SIGCONT)
+    room.go_on()
     room.wait_for("event 0")
     room.gate.event("x", "as good as new")
     room.wait_for("as good as new")
@@ -564,118 +444,3 @@ def test_an_event_of_any_size_is_one_record_or_none() -> None:
     with ours, theirs:
         Telemetry(ours).event("x", "y" * 1_000_000, path=Path("/dev/ttyUSB0"))
         assert len(theirs.recv(1_000_000)) <= 8192
-
-
-# --- the journal ---
-
-
-def parse(datagram: bytes) -> dict[str, bytes]:
-    """The journal's native format, read as its page says."""
-    fields = {}
-    while datagram:
-        line, datagram = datagram.split(b"\n", 1)
-        name, equals, value = line.partition(b"=")
-        if not equals:
-            (size,) = struct.unpack_from("<Q", datagram)
-            value, datagram = datagram[8 : 8 + size], datagram[8 + size :]
-            assert datagram[:1] == b"\n"
-            datagram = datagram[1:]
-        fields[name.decode()] = value
-    return fields
-
-
-@given(values=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=5))
-def test_any_text_can_be_a_value(values: list[str]) -> None:
-    fields = {f"FIELD_{number}": value for number, value in enumerate(values)}
-    assert parse(encode(fields)) == {name: value.encode() for name, value in fields.items()}
-
-
-def test_a_value_with_a_newline_is_given_by_its_length() -> None:
-    assert encode({"MESSAGE": "a\nb", "PRIORITY": "3"}) == b"MESSAGE\n\x03\0\0\0\0\0\0\0a\nb\nPRIORITY=3\n"
-
-
-@pytest.fixture
-def journald(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
-        server.bind(str(tmp_path / "journal"))
-        server.settimeout(5)
-        yield server
-
-
-@pytest.fixture
-def journal(tmp_path: Path, journald: socket.socket) -> Iterator[Journal]:
-    journal = Journal(str(tmp_path / "journal"))
-    assert journald.fileno() >= 0
-    yield journal
-    journal._socket.close()
-
-
-def test_a_stop_can_be_found_by_its_fields(journal: Journal, journald: socket.socket) -> None:
-    journal.write(
-        {
-            "event": "stop",
-            "level": "error",
-            "message": "STOP deadline_missed:\nlate",
-            "reason": "deadline_missed",
-            "stage": "compute",
-            "cycle": 8123,
-            "session": None,
-            "duration_us": 17900,
-            "late_us": 12,
-        }
-    )
-    fields = parse(journald.recv(65536))
-    assert len(fields.pop("MESSAGE_ID")) == 32
-    assert fields == {
-        "MESSAGE": b"STOP deadline_missed:\nlate",
-        "PRIORITY": b"3",
-        "SYSLOG_IDENTIFIER": b"mvla-daemon",
-        "MVLA_EVENT": b"stop",
-        "MVLA_REASON": b"deadline_missed",
-        "MVLA_STAGE": b"compute",
-        "MVLA_CYCLE": b"8123",
-        "MVLA_DURATION_US": b"17900",
-    }
-
-
-def test_what_is_no_text_is_told_as_what_it_is(journal: Journal, journald: socket.socket) -> None:
-    journal.write({"event": "x", "message": "no such file: " + os.fsdecode(b"\xff"), "reason": [1], "stage": {}})
-    fields = parse(journald.recv(65536))
-    assert fields["MESSAGE"] == b"no such file: \\udcff"
-    assert (fields["MVLA_REASON"], fields["MVLA_STAGE"]) == (b"[1]", b"{}")
-
-
-def test_records_that_people_search_for_have_an_id_each(journal: Journal, journald: socket.socket) -> None:
-    ids = []
-    for record in ({"event": "stop"}, {"event": "state", "state": "armed"}, {"event": "state", "state": "latched"}):
-        journal.write(record)
-        ids.append(parse(journald.recv(65536))["MESSAGE_ID"])
-    assert len(set(ids)) == 3
-    journal.write({"event": "state", "state": "disarmed"})
-    assert "MESSAGE_ID" not in parse(journald.recv(65536))
-
-
-@pytest.mark.parametrize(("level", "priority"), [("debug", b"7"), ("info", b"6"), ("warning", b"4"), ("error", b"3")])
-def test_levels_are_the_journals(journal: Journal, journald: socket.socket, level: str, priority: bytes) -> None:
-    journal.write({"event": "x", "level": level, "message": "m"})
-    assert parse(journald.recv(65536))["PRIORITY"] == priority
-
-
-def test_a_journal_that_does_not_read_is_never_waited_for(journal: Journal, journald: socket.socket) -> None:
-    for number in range(1000):
-        journal.write({"event": "x", "message": f"message {number}"})
-    assert 0 < journal.dropped < 1000
-    taken = 1000 - journal.dropped
-    assert [parse(journald.recv(65536))["MESSAGE"] for _ in range(taken)] == [
-        f"message {number}".encode() for number in range(taken)
-    ]
-    journal.write({"event": "x", "message": "back again"})
-    assert parse(journald.recv(65536))["MESSAGE"] == b"back again"
-
-
-def test_a_journal_that_is_not_there_is_counted(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path / "nothing"))
-    journal.write({"event": "x"})
-    journal.write({"event": "x", "message": "y" * 10_000_000})
-    assert journal.dropped == 2
-    journal._socket.close()

@@ -46,7 +46,7 @@ def drive(folder: Path, *words: str, **variables: str) -> tuple[int, list[dict[s
 
 
 def engine_sentences(records: list[dict[str, Any]]) -> list[str]:
-    return [record["event"] for record in records if record["kind"] == "engine"]
+    return [record["event"] for record in records if record["kind"] in {"engine", "engine_built"}]
 
 
 @pytest.mark.meanwhile
@@ -58,6 +58,9 @@ def test_it_builds_compares_arms_and_drives_to_the_cup_and_the_next_start_takes_
     building, *_, built = engine_sentences(records)
     assert building.startswith("building the engine")
     assert "kept as" in built
+    (record,) = (record for record in records if record["kind"] == "engine_built")
+    assert (record["policy"], record["precision"], record["path"] in built) == ("cup", "fp16", True)
+    assert record["duration_us"] >= 0
     states = [record["state"] for record in records if record["kind"] == "state"]
     assert states[:2] == ["arming", "armed"]
     (ready,) = (record for record in records if record["kind"] == "policy_ready")

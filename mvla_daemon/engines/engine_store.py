@@ -16,15 +16,19 @@ from mvla_daemon.errors import DaemonError, ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+    from typing import TypeAlias
 
     from mvla_daemon.engines.cuda import Cuda
     from mvla_daemon.engines.manifest import Manifest
     from mvla_daemon.engines.tensorrt_library import TensorRt
 
+    TellBuilt: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+
 
 class EngineStore:
     """Finds, builds and keeps; `tell` is given sentences for the log.
 
+    Where there is a `tell_built`, it is given that an engine was built instead: the sentence, and what it says by name.
     With `keep_or_fail` an engine that cannot be kept is an error; otherwise it is used, and built again at the next
     start. `embedding_size` is the instruction's, None without one.
     """
@@ -37,11 +41,13 @@ class EngineStore:
         tell: Callable[[str], None],
         *,
         keep_or_fail: bool = False,
+        tell_built: TellBuilt | None = None,
     ) -> None:
         self._manifest = manifest
         self._settings = settings
         self._builder = EngineBuilder(manifest, settings, embedding_size, tell)
         self._tell = tell
+        self._tell_built: TellBuilt = tell_built or (lambda sentence, _: tell(sentence))
         self._keep_or_fail = keep_or_fail
         self.cache = EngineCache(settings.folder, manifest.name)
         self._key: dict[str, str] = {}
@@ -116,20 +122,20 @@ class EngineStore:
         with suppress(OSError):
             timing = timing_path.read_bytes()
         plan, timing = self._builder.build(tensorrt, timing, scratch)
-        about = {
-            "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": round(monotonic() - began_s, 1),
-        }
+        seconds = round(monotonic() - began_s, 1)
+        about = {"built": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": seconds}
+        fields: dict[str, Any] = {name: key[name] for name in ("precision", "tensorrt", "gpu")}
+        fields |= {"policy": self._manifest.name, "duration_us": round(seconds * 1_000_000)}
         try:
             write_whole(timing_path, timing, scratch)
-            path = self.cache.keep(key, plan, about, scratch)
+            fields["path"] = str(self.cache.keep(key, plan, about, scratch))
+            kept = f"kept as {fields['path']}"
         except OSError as error:
             if self._keep_or_fail:
                 raise
-            self._tell(
-                f"the engine could not be kept ({error.strerror}) and will be built again at the next start: make room "
-                f"in {self.cache.folder}"
+            kept = (
+                f"could not be kept ({error.strerror}), so it will be built again at the next start: make room in "
+                f"{self.cache.folder}"
             )
-        else:
-            self._tell(f"engine built in {about['seconds']} s and kept as {path}")
+        self._tell_built(f"engine built in {seconds} s and {kept}", fields)
         return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mvla_daemon.core.messages import MS, SECOND, Phase, Reason, Stage
@@ -26,12 +26,19 @@ _NEXT = {
 
 
 class Announcer:
-    """Turns what happened in the gate into records for people."""
+    """Turns what happened in the gate into records for people.
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    `session` is the number of the motor link's session, which each record has from the first arming on.
+    """
+
+    def __init__(self, telemetry: Telemetry, session: Callable[[], int]) -> None:
         self._telemetry = telemetry
+        self._session = session
         self._refusal = ""
         self._second_ends_ns = self._idle_requests = self._untold = 0
+
+    def _tell(self, name: str, message: str, level: str = "info", /, **fields: Any) -> None:
+        self._telemetry.event(name, message, level, **fields, session=self._session() or None)
 
     def identity(self, path: str, identity: Identity) -> None:
         """The controller behind the port has introduced itself."""
@@ -39,21 +46,22 @@ class Announcer:
             f"motor controller {identity.text!r} {identity.fw_major}.{identity.fw_minor} on {path}, "
             f"watchdog {identity.watchdog_min_ms} to {identity.watchdog_max_ms} ms"
         )
-        self._telemetry.event("controller", text, controller=identity.text, port=path)
+        self._tell("controller", text, controller=identity.text, port=path)
 
     def policy_ready(self, about: Mapping[str, Any]) -> None:
         """The policy process is loaded."""
         weights = "" if about.get("weights") == "trained" else ", RANDOM WEIGHTS"
         text = f"policy {about.get('name')!r} on {about.get('engine')}{weights}; camera {about.get('camera')}"
-        self._telemetry.event("policy_ready", text, **about)
+        fields = {key: about.get(key) for key in ("weights", "engine", "camera")}
+        self._tell("policy_ready", text, policy=about.get("name"), **fields)
 
     def policy_failed(self, sentence: str) -> None:
         """A new policy process could not load; it is tried again, a few times."""
-        self._telemetry.event("policy_failed", f"the new policy process: {sentence}", "error")
+        self._tell("policy_failed", f"the new policy process: {sentence}", "error")
 
     def port(self, message: str, level: str) -> None:
         """The serial port went or came back."""
-        self._telemetry.event("port", message, level)
+        self._tell("port", message, level)
 
     def operator(self, request: str, uid: int, pid: int, refusal: str, now_ns: int, *, did_something: bool) -> None:
         """Somebody asked for something; what changed nothing is told up to ten times a second, and counted beyond."""
@@ -63,20 +71,20 @@ class Announcer:
         if not did_something and self._idle_requests > MAX_IDLE_REQUESTS:
             self._untold += 1
             return
-        fields: dict[str, Any] = {"request": request, "uid": uid, "pid": pid}
+        fields: dict[str, Any] = {"request": request, "operator_uid": uid, "operator_pid": pid}
         text = f"{request} asked for by user {uid}, process {pid}"
         if refusal:
             text, fields["refusal"] = f"{text}: refused, {refusal}", refusal
         if self._untold:
             text, fields["untold"] = f"{text}; before it {self._untold} requests that were not told", self._untold
             self._untold = 0
-        self._telemetry.event("operator", text, "warning" if refusal else "info", **fields)
+        self._tell("operator", text, "warning" if refusal else "info", **fields)
 
     def refused(self, text: str) -> None:
         """Arming was refused; the same reason again is no news."""
         if text != self._refusal:
             self._refusal = text
-            self._telemetry.event("refused", f"not armed: {text}", "warning", why=text)
+            self._tell("refused", f"not armed: {text}", "warning", why=text)
 
     def change(self, before: State, after: State, why: str) -> None:
         """The phase or the reason has changed."""
@@ -88,7 +96,7 @@ class Announcer:
         text = _NEXT[after.phase] + (f" ({reason})" if told else "") + (f": {why}" if escalated and why else "")
         level = "warning" if after.phase in {Phase.STOPPING, Phase.LATCHED} else "info"
         phase = after.phase.name.lower()
-        self._telemetry.event("state", text, level, state=phase, reason=reason, before=before.phase.name.lower())
+        self._tell("state", text, level, state=phase, reason=reason, before=before.phase.name.lower())
 
     def stop(
         self, reason: Reason, why: str, doing: Doing | None, *, due_ns: int | None, written_ns: int, driven_ns: int
@@ -114,4 +122,4 @@ class Announcer:
         if driven_ns:
             fields["since_velocity_us"] = (written_ns - driven_ns) // 1000
         level = "info" if asked_for else "error"
-        self._telemetry.event("stop", f"STOP {reason.label}" + (f": {why}" if why else ""), level, **fields)
+        self._tell("stop", f"STOP {reason.label}" + (f": {why}" if why else ""), level, **fields)

@@ -65,8 +65,8 @@ class Blame:
 
 
 def _add_user(record: dict[str, Any]) -> None:
-    uid = record.get("uid")
+    uid = record.get("operator_uid")
     if isinstance(uid, int):
         with suppress(KeyError, OverflowError, OSError):
-            record["user"] = pwd.getpwuid(uid).pw_name
-            record["message"] = record["message"].replace(f"user {uid}", f"user {record['user']} ({uid})", 1)
+            record["operator"] = pwd.getpwuid(uid).pw_name
+            record["message"] = record["message"].replace(f"user {uid}", f"user {record['operator']} ({uid})", 1)

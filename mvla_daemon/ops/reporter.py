@@ -16,13 +16,16 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.ops.blame import Blame
+from mvla_daemon.ops.drops import Allowance, DropBoard
+from mvla_daemon.ops.journal import SOCKET
 from mvla_daemon.ops.log import Log, chosen_format
-from mvla_daemon.ops.statistics import Matched, Statistics, percentile
-from mvla_daemon.ops.telemetry import MAX_RECORD_BYTES, unpack_record
+from mvla_daemon.ops.statistics import Statistics, percentile
+from mvla_daemon.ops.telemetry import MAX_RECORD_BYTES, Dropped, unpack_record
+from mvla_daemon.ops.trace import Trace
 
 SUMMARY_EVERY_NS = 60 * SECOND
 LIVE_EVERY_NS = 200 * MS
@@ -36,59 +39,52 @@ MAX_LAST_RECORDS = 1000
 PIPE_BYTES = 65536
 LIVE_LINE_EVERY_NS = 1 * SECOND
 """How often the live line is written where it cannot be overwritten: into a file or a pipe."""
-TRACE_COLUMNS = (
-    "epoch,cycle,hold,frame,captured_ns,arrived_ns,started_ns,preprocess_ns,h2d_ns,compute_ns,d2h_ns,"
-    "postprocess_ns,sent_ns,received_ns,deadline_ns,written_ns"
-)
 
 
 class Reporter:
     """Reads all records and tells people what they say."""
 
-    def __init__(self, log: Log, trace: IO[str] | None, *, live: bool) -> None:
+    def __init__(self, log: Log, trace: Trace | None, board: DropBoard, *, live: bool) -> None:
         self._log = log
         self._trace = trace
+        self._board = board
         self._live = live
         self._overwrite = sys.stdout.isatty()
         self._next_live_ns = 0
         self._next_summary_ns = time.monotonic_ns() + SUMMARY_EVERY_NS
         self._state = "disarmed"
+        self._session: object = None
+        self._allowance = Allowance(time.monotonic_ns())
         self.statistics = Statistics()
         self._blame = Blame(self.statistics)
         self.farewell: dict[str, Any] | None = None
-        if trace is not None:
-            trace.write(TRACE_COLUMNS + "\n")
 
-    def take(self, data: bytes) -> None:
-        """One record."""
+    def take(self, data: bytes, sender: str) -> None:
+        """One record of the gate's or of the policy process's."""
         try:
             record = unpack_record(data)
         except ValueError:
-            self._event({"event": "odd_record", "level": "warning", "message": f"{len(data)} bytes of no known record"})
-            return
-        if isinstance(record, dict):
-            self._event(record)
-            return
-        matched = self.statistics.add(record)
-        if matched is not None and self._trace is not None:
-            try:
-                self._trace.write(_trace_line(matched))
-            except OSError as error:
-                self._end_trace(error)
-
-    def _end_trace(self, error: OSError) -> None:
-        """Said once: a trace with a hole in it would be worse than a short one."""
-        trace, self._trace = self._trace, None
-        with suppress(OSError):
-            trace.close() if trace is not None else None
-        self._event({"event": "trace", "level": "error", "message": f"the trace ends here: {error.strerror}"})
+            text = f"{len(data)} bytes of no known record"
+            record = {"event": "odd_record", "level": "warning", "message": text}
+        if isinstance(record, Dropped):
+            self._board.add(sender, record.count)
+        elif not isinstance(record, dict):
+            matched = self.statistics.add(record)
+            ended = self._trace.add(matched) if matched is not None and self._trace is not None else ""
+            if ended:
+                self._event({"event": "trace", "level": "error", "message": f"the trace ends here: {ended}"})
+        elif sender == "gate":
+            self._gate_event(record)
+        else:
+            self._policy_event(record)
 
     def output(self, text: str) -> None:
         """A line that something inside the policy process printed."""
-        self._event({"event": "policy_output", "level": "warning", "message": f"policy process: {text}"})
+        self._policy_event({"event": "policy_output", "level": "warning", "message": f"policy process: {text}"})
 
-    def _event(self, record: dict[str, Any]) -> None:
+    def _gate_event(self, record: dict[str, Any]) -> None:
         kind = record["event"]
+        self._session = record.get("session") or self._session
         if kind == "state":
             self._state = str(record.get("state"))
         elif kind == "stop":
@@ -96,9 +92,21 @@ class Reporter:
         elif kind == "end":
             self.farewell = record
             return
+        self._event(record)
+
+    def _policy_event(self, record: dict[str, Any]) -> None:
+        """One that talks without end is cut short, so that the gate's records are still taken."""
+        if self._allowance.allows(time.monotonic_ns()):
+            self._event(record)
+        else:
+            self._board.add("policy", 1)
+
+    def _event(self, record: dict[str, Any]) -> None:
+        record["session"] = self._session
         self._blame.complete(record)
         self._clear_live()
         self._log.write(record)
+        self._board.put("log", self._log.dropped)
 
     def tick(self, now_ns: int) -> None:
         """What is due by the clock: the live line, the summary of the minute."""
@@ -110,7 +118,7 @@ class Reporter:
                 sys.stdout.flush()
         if now_ns >= self._next_summary_ns:
             self._next_summary_ns = now_ns + SUMMARY_EVERY_NS
-            self._event({"event": "summary", "level": "info", "message": self._headline(), **self._figures()})
+            self._event(self._summary())
 
     def _live_line(self, now_ns: int) -> str:
         recent = self.statistics.stage_ms("frame_to_wire", 500)
@@ -130,16 +138,22 @@ class Reporter:
     def _headline(self) -> str:
         s = self.statistics
         stopped = ", ".join(f"{name} {count}" for name, count in s.stops.items()) or "none"
-        return f"{s.commands} commands ({s.holds} of them holds); stops: {stopped}"
+        lost = ", ".join(f"{sink} {count}" for sink, count in self._board.totals().items() if count)
+        told = f"{s.commands} commands ({s.holds} of them holds); stops: {stopped}"
+        return f"{told}; RECORDS LOST: {lost}" if lost else told
 
-    def _figures(self) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         recent = self.statistics.stage_ms("frame_to_wire")
         return {
+            "event": "summary",
+            "level": "info",
+            "message": self._headline(),
             "commands": self.statistics.commands,
             "holds": self.statistics.holds,
             "stops": dict(Counter(self.statistics.stops)),
             "frame_to_wire_p50_ms": round(percentile(recent, 50), 3),
             "frame_to_wire_p99_ms": round(percentile(recent, 99), 3),
+            **{f"dropped_records_{sink}": count for sink, count in self._board.totals().items()},
         }
 
     def finish(self) -> None:
@@ -147,25 +161,15 @@ class Reporter:
         self._clear_live()
         if self.farewell is None:
             gone = "the gate ended without a word; the controller's own watchdog stops the robot"
-            self._log.write({"event": "gate_gone", "level": "error", "message": gone})
+            self._event({"event": "gate_gone", "level": "error", "message": gone})
         if self._live and self.statistics.commands:
             with suppress(OSError, UnicodeError):
                 sys.stdout.write("\n".join(["", self._headline(), *self.statistics.table(), ""]))
                 sys.stdout.flush()
         else:
-            self._log.write({"event": "summary", "level": "info", "message": self._headline(), **self._figures()})
+            self._event(self._summary())
         if self._trace is not None:
-            with suppress(OSError):
-                self._trace.close()
-
-
-def _trace_line(cycle: Matched) -> str:
-    p, g = cycle.policy, cycle.gate
-    values = (
-        *(p.epoch, p.cycle, int(p.hold), p.frame, p.captured_ns, p.arrived_ns, p.started_ns, p.preprocess_ns),
-        *(p.h2d_ns, p.compute_ns, p.d2h_ns, p.postprocess_ns, p.sent_ns, g.received_ns, g.deadline_ns, g.written_ns),
-    )
-    return ",".join(map(str, values)) + "\n"
+            self._trace.close()
 
 
 def serve(reporter: Reporter, gate: socket.socket, policy: socket.socket, output_fd: int) -> None:
@@ -174,8 +178,8 @@ def serve(reporter: Reporter, gate: socket.socket, policy: socket.socket, output
     watched: list[Any] = [gate, policy, output_fd]
     while gate in watched:
         readable = select.select(watched, [], [], LIVE_EVERY_NS / SECOND)[0]
-        for sock in (gate, policy):
-            if sock in readable and not _take_all(reporter, sock):
+        for sock, sender in ((gate, "gate"), (policy, "policy")):
+            if sock in readable and not _take_all(reporter, sock, sender):
                 watched.remove(sock)
         if output_fd in readable:
             data = os.read(output_fd, 4096)
@@ -192,14 +196,14 @@ def serve(reporter: Reporter, gate: socket.socket, policy: socket.socket, output
     reporter.finish()
 
 
-def _take_all(reporter: Reporter, sock: socket.socket) -> bool:
+def _take_all(reporter: Reporter, sock: socket.socket, sender: str) -> bool:
     """The records that are there, up to a bound; whether there may be more later on."""
     with suppress(BlockingIOError):
         for _ in range(MAX_AT_ONCE):
             data = sock.recv(MAX_RECORD_BYTES, socket.MSG_DONTWAIT)
             if not data:
                 return False
-            reporter.take(data)
+            reporter.take(data, sender)
     return True
 
 
@@ -212,7 +216,7 @@ def _drain(reporter: Reporter, policy: socket.socket, output_fd: int, pending: b
             data = policy.recv(MAX_RECORD_BYTES)
             if not data:
                 break
-            reporter.take(data)
+            reporter.take(data, "policy")
     with suppress(OSError):
         pending += os.read(output_fd, PIPE_BYTES)
     for line in pending.splitlines():
@@ -220,20 +224,21 @@ def _drain(reporter: Reporter, policy: socket.socket, output_fd: int, pending: b
 
 
 def main() -> None:
-    """Entry point of the process: descriptors of both sockets and of the policy process's output, then the format."""
+    """Entry point of the process: descriptors of both sockets, of the policy process's output and of the drop board."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("fds", type=int, nargs=3)
+    parser.add_argument("fds", type=int, nargs=4)
     parser.add_argument("--format", required=True)
     parser.add_argument("--level", required=True)
+    parser.add_argument("--journal", default=SOCKET)
     parser.add_argument("--trace", type=Path)
     parser.add_argument("--live", action="store_true")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with the gate, not before
-    trace = arguments.trace.open("w", encoding="ascii") if arguments.trace else None
-    log = Log(chosen_format(arguments.format), arguments.level)
-    gate, policy, output_fd = arguments.fds
-    reporter = Reporter(log, trace, live=arguments.live)
+    trace = Trace(arguments.trace.open("w", encoding="ascii")) if arguments.trace else None
+    log = Log(chosen_format(arguments.format), arguments.level, arguments.journal)
+    gate, policy, output_fd, board_fd = arguments.fds
+    reporter = Reporter(log, trace, DropBoard(board_fd), live=arguments.live)
     serve(reporter, socket.socket(fileno=gate), socket.socket(fileno=policy), output_fd)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar, TypeAlias
 
+from mvla_daemon.ops.drops import DropBoard
+
 MAX_RECORD_BYTES = 8192
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -53,6 +55,15 @@ class PolicyCycle:
     sent_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """So many of the sender's records before this one were dropped; it tells them together, once one gets through."""
+
+    TYPE: ClassVar[int] = 3
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BI")
+    count: int
+
+
 Cycle: TypeAlias = GateCycle | PolicyCycle
 _CYCLES: dict[int, type[Cycle]] = {GateCycle.TYPE: GateCycle, PolicyCycle.TYPE: PolicyCycle}
 _VALUES = {kind: attrgetter(*cycle.__slots__) for kind, cycle in _CYCLES.items()}
@@ -60,11 +71,16 @@ _VALUES = {kind: attrgetter(*cycle.__slots__) for kind, cycle in _CYCLES.items()
 
 
 class Telemetry:
-    """The sending end. `dropped` counts what the reporter was too slow, or not there, to take."""
+    """The sending end. `dropped` counts what the reporter was too slow, or not there, to take.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `board` is where the reporter counts what was lost elsewhere; the gate has one, to answer for all of it.
+    """
+
+    def __init__(self, sock: socket.socket, board: DropBoard | None = None) -> None:
         self._socket = sock
+        self._board = board
         self._socket.setblocking(False)
+        self._told = 0
         self.dropped = 0
 
     def event(self, name: str, message: str, level: str = "info", /, **fields: Any) -> None:
@@ -76,18 +92,28 @@ class Telemetry:
         """One cycle's times."""
         self._send(record.LAYOUT.pack(record.TYPE, *_VALUES[record.TYPE](record)))
 
+    def losses(self) -> dict[str, Any]:
+        """Records that people never saw, in all and by who lost them: a part of the gate's `status`."""
+        counts = {**(self._board.totals() if self._board is not None else {}), "gate": self.dropped}
+        return {"dropped_records": sum(counts.values()), "dropped_records_by_sink": counts}
+
     def _send(self, data: bytes) -> None:
         try:
+            if self.dropped != self._told:
+                self._socket.send(Dropped.LAYOUT.pack(Dropped.TYPE, self.dropped - self._told))
+                self._told = self.dropped
             self._socket.send(data)
         except OSError:
             self.dropped += 1
 
 
-def unpack_record(data: bytes) -> Cycle | dict[str, Any]:
+def unpack_record(data: bytes) -> Cycle | Dropped | dict[str, Any]:
     """A record as the reporter reads it; raises ValueError for what is none."""
     cycle = _CYCLES.get(data[0]) if data else None
     if cycle is not None and len(data) == cycle.LAYOUT.size:
         return cycle(*cycle.LAYOUT.unpack(data)[1:])
+    if data[:1] == bytes([Dropped.TYPE]) and len(data) == Dropped.LAYOUT.size:
+        return Dropped(Dropped.LAYOUT.unpack(data)[1])
     try:
         record = json.loads(data)
     except RecursionError as error:

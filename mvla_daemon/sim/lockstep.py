@@ -198,6 +198,7 @@ class Unheard(Telemetry):
 
     def __init__(self) -> None:
         self.dropped = 0
+        self._board = None
 
     def event(self, name: str, message: str, level: str = "info", /, **fields: Any) -> None:
         """Nothing."""
