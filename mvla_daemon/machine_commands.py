@@ -36,10 +36,12 @@ def _find_cameras(options: argparse.Namespace, _overrides: Sequence[str]) -> Exi
 
 
 def _find_port(options: argparse.Namespace, _overrides: Sequence[str]) -> ExitCode:
-    from mvla_daemon.devices.command import ask_port, list_ports  # noqa: PLC0415 - as above
+    from mvla_daemon.devices.command import list_ports  # noqa: PLC0415 - as above
     from mvla_daemon.devices.machine import Machine  # noqa: PLC0415 - as above
 
     if options.ask is not None:
+        from mvla_daemon.devices.greeting import ask_port  # noqa: PLC0415 - as above
+
         return ask_port(options.ask, options.baud, as_json=options.json)
     if options.baud is not None:
         raise DaemonError("--baud is for asking: name the port with --ask PORT.", ExitCode.USAGE)

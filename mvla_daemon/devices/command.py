@@ -8,10 +8,8 @@ from dataclasses import asdict
 from itertools import groupby
 
 from mvla_daemon.devices.cameras import CameraFound, CamerasFound, find_cameras
-from mvla_daemon.devices.greeting import USUAL_BAUDS, Answer, greet
 from mvla_daemon.devices.machine import Machine
 from mvla_daemon.devices.ports import PortFound, find_ports
-from mvla_daemon.devices.v4l2 import Mode
 from mvla_daemon.errors import ExitCode
 
 NO_CAMERA = (
@@ -51,20 +49,6 @@ def list_ports(machine: Machine, *, as_json: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def ask_port(path: str, baud: int | None, *, as_json: bool) -> ExitCode:
-    """Open one port, say HELLO, and print who answered; raises DaemonError when nobody does."""
-    answer = greet(path, USUAL_BAUDS if baud is None else (baud,))
-    if as_json:
-        _say(json.dumps({"port": path, **_answer_facts(answer)}))
-        return ExitCode.OK
-    who = answer.identity
-    _say(
-        f"{who.text!r} {who.fw_major}.{who.fw_minor} answered on {path} at {answer.baud} baud, watchdog "
-        f'{who.watchdog_min_ms} to {who.watchdog_max_ms} ms.\n\n[motor]\nport = "{path}"\nbaud = {answer.baud}'
-    )
-    return ExitCode.OK
-
-
 # --- what is said of one ---
 
 
@@ -79,24 +63,13 @@ def _about_camera(camera: CameraFound) -> Iterator[str]:
         return
     for fourcc, modes in groupby(camera.modes, key=lambda mode: mode.fourcc):
         for number, mode in enumerate(modes):
-            yield f"    {fourcc if number == 0 else '':8}{mode_text(mode)}"
+            yield f"    {fourcc if number == 0 else '':8}{mode.text}"
     if camera.users:
         yield f"    in use by {', '.join(map(str, camera.users))}"
     if not camera.source:
         yield "    none of these formats can be read; a sensor's raw pictures need a driver that converts them"
         return
     yield from ("", *(f"    {line}" for line in camera.lines()))
-
-
-def mode_text(mode: Mode) -> str:
-    """A mode in words: size and rates."""
-    size = f"{mode.width}x{mode.height}"
-    if mode.to_width:
-        size += f" to {mode.to_width}x{mode.to_height}"
-    if not mode.rates_hz:
-        return size
-    rates = [f"{rate:g}" for rate in mode.rates_hz]
-    return f"{size} at {f'{rates[-1]} to {rates[0]}' if mode.any_rate else ', '.join(rates)} fps"
 
 
 def _about_sensors(found: CamerasFound) -> Iterator[str]:
@@ -121,19 +94,11 @@ def _about_port(port: PortFound) -> Iterator[str]:
         yield f"    fix: {port.fix}"
     if port.is_console:
         yield "    is the kernel's console, whose messages would go to the motors: take another"
-    yield f"    {users_text(port)}"
+    yield f"    {port.use}"
     if port.latency_fix:
         yield f"    holds input back for {port.latency_timer_ms} ms; the daemon asks for 1 ms when it opens it"
     if not port.is_console:
         yield from ("", *(f"    {line}" for line in port.lines()))
-
-
-def users_text(port: PortFound) -> str:
-    """Who has a port open, and whether somebody might have who cannot be seen."""
-    unseen = port.users.unseen
-    if port.users.found:
-        return f"in use by {', '.join(map(str, port.users.found))}"
-    return f"in use by nobody that this user may see (of {unseen} processes only root may)" if unseen else "free"
 
 
 # --- the same for programs ---
@@ -145,17 +110,6 @@ def _camera_facts(camera: CameraFound) -> dict[str, object]:
 
 def _port_facts(port: PortFound) -> dict[str, object]:
     return {**asdict(port), "name": port.name, "fix": port.fix, "config": [] if port.is_console else port.lines()}
-
-
-def _answer_facts(answer: Answer) -> dict[str, object]:
-    who = answer.identity
-    return {
-        "baud": answer.baud,
-        "name": who.text,
-        "firmware": f"{who.fw_major}.{who.fw_minor}",
-        "watchdog_min_ms": who.watchdog_min_ms,
-        "watchdog_max_ms": who.watchdog_max_ms,
-    }
 
 
 def _say(text: str) -> None:

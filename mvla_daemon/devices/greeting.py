@@ -5,6 +5,7 @@ To open a port resets many boards, so this is done to the one port that a person
 
 from __future__ import annotations
 
+import json
 import secrets
 import select
 import time
@@ -30,6 +31,26 @@ class Answer:
 
     identity: Identity
     baud: int
+
+
+def ask_port(path: str, baud: int | None, *, as_json: bool) -> ExitCode:
+    """Print who answers there, at this rate or at a usual one; raises DaemonError when nobody does."""
+    answer = greet(path, USUAL_BAUDS if baud is None else (baud,))
+    who = answer.identity
+    facts = {
+        "port": path,
+        "baud": answer.baud,
+        "name": who.text,
+        "firmware": f"{who.fw_major}.{who.fw_minor}",
+        "watchdog_min_ms": who.watchdog_min_ms,
+        "watchdog_max_ms": who.watchdog_max_ms,
+    }
+    text = (
+        f"{who.text!r} {who.fw_major}.{who.fw_minor} answered on {path} at {answer.baud} baud, watchdog "
+        f'{who.watchdog_min_ms} to {who.watchdog_max_ms} ms.\n\n[motor]\nport = "{path}"\nbaud = {answer.baud}'
+    )
+    print(json.dumps(facts) if as_json else text)  # noqa: T201 - the answer
+    return ExitCode.OK
 
 
 def greet(path: str, bauds: Sequence[int] = USUAL_BAUDS) -> Answer:

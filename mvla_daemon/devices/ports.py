@@ -63,6 +63,15 @@ class PortFound:
         node = self.path.removeprefix("/dev/")
         return f"echo {_LATENCY_MS} | sudo tee /sys/bus/usb-serial/devices/{node}/latency_timer"
 
+    @property
+    def use(self) -> str:
+        """Who has it open, and whether somebody might who cannot be seen."""
+        if self.users.found:
+            return f"in use by {', '.join(map(str, self.users.found))}"
+        if self.users.unseen:
+            return f"free as far as this user may see (sudo shows {self.users.unseen} more processes)"
+        return "free"
+
     def lines(self) -> list[str]:
         """What to write into the configuration."""
         return ["[motor]", f'port = "{self.lasting}"']

@@ -71,6 +71,17 @@ class Mode:
             return self.width <= width <= self.to_width and self.height <= height <= self.to_height
         return (width, height) == (self.width, self.height)
 
+    @property
+    def text(self) -> str:
+        """Size and rates in words."""
+        size = f"{self.width}x{self.height}"
+        if self.to_width:
+            size += f" to {self.to_width}x{self.to_height}"
+        if not self.rates_hz:
+            return size
+        rates = [f"{rate:g}" for rate in self.rates_hz]
+        return f"{size} at {f'{rates[-1]} to {rates[0]}' if self.any_rate else ', '.join(rates)} fps"
+
 
 def capability(ioctl: Ioctl) -> Capability:
     """VIDIOC_QUERYCAP; raises OSError where the device is no V4L2 one."""

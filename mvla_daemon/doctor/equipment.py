@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mvla_daemon.devices.cameras import CameraFound, find_cameras
-from mvla_daemon.devices.command import mode_text, users_text
 from mvla_daemon.devices.machine import Machine
 from mvla_daemon.devices.ports import PortFound, find_ports
 from mvla_daemon.doctor.finding import Finding, note, ok, problem
@@ -27,7 +26,7 @@ def _camera(camera: CameraFound) -> Finding:
     if camera.problem:
         return problem(name, camera.problem, camera.fix)
     text = f"{camera.name} ({camera.driver}): " + "; ".join(
-        f"{mode.fourcc} {mode_text(mode)}" for mode in camera.modes[:_FEW]
+        f"{mode.fourcc} {mode.text}" for mode in camera.modes[:_FEW]
     )
     if len(camera.modes) > _FEW:
         text += f"; and {len(camera.modes) - _FEW} more"
@@ -55,8 +54,8 @@ def _port(port: PortFound) -> Finding:
         who = f"user {port.access.owner} and group {port.access.group}, mode {port.access.mode}"
         return problem(name, f"{about}: this user may not open it, only {who}", port.fix)
     if port.users.found:
-        return note(name, f"{about}: {users_text(port)}", f"fuser -v {port.path}")
+        return note(name, f"{about}: {port.use}", f"fuser -v {port.path}")
     if port.latency_fix:
         held = f"its chip holds input back {port.latency_timer_ms} ms, until the daemon opens it and asks for 1 ms"
         return note(name, f"{about}: may be opened; {held}", port.latency_fix)
-    return ok(name, f"{about}: may be opened, {users_text(port)}")
+    return ok(name, f"{about}: may be opened, {port.use}")
