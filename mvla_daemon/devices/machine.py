@@ -29,7 +29,7 @@ class Machine:
 
     def name(self, path: Path) -> str:
         """What that machine calls one of our paths."""
-        return f"/{path.relative_to(self.root)}"
+        return f"/{path.relative_to(self.root)}" if path != self.root else "/"
 
     def text(self, absolute: str | Path) -> str | None:
         """The beginning of a file (256 KiB) without spaces around it; None when it cannot be read.

@@ -50,8 +50,8 @@ class PortFound:
 
     @property
     def fix(self) -> str:
-        """What to type so that this user may open it; empty when it may."""
-        if self.access is None or self.access.allowed:
+        """What to type so that this user may open it; empty when it may, or had better not."""
+        if self.access is None or self.access.allowed or self.is_console:
             return ""
         return self.access.fix(self.path, "dialout")
 

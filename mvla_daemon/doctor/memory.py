@@ -46,7 +46,7 @@ def _cache(machine: Machine) -> list[Finding]:
     try:
         folder = Path(os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or cache_folder())
     except RuntimeError:
-        return [problem("cache", "no home folder is known, so nothing can be kept", "export XDG_CACHE_HOME=/var/cache")]
+        return [problem("cache", "no home folder is known, so nothing can be kept", "export XDG_CACHE_HOME=/var/tmp/$USER")]
     there = machine.path(str(folder))
     while not os.path.isdir(there) and there != machine.root:  # noqa: PTH112 - Path.is_dir raises where it is closed
         there = there.parent
@@ -56,10 +56,9 @@ def _cache(machine: Machine) -> list[Finding]:
         return [note("cache", f"{folder} cannot be looked at ({error.strerror})")]
     room_mib = about.f_bavail * about.f_frsize >> 20
     text = f"{room_mib} MiB free for {folder}"
-    if not os.access(there, os.W_OK):
-        return [
-            problem("cache", f"{machine.name(there)} may not be written to", f"sudo chown $USER {machine.name(there)}")
-        ]
+    if not os.access(there, os.W_OK, effective_ids=True):
+        text = f"{folder} may not be written by this user, so engines and hashes are made anew at every start"
+        return [note("cache", text, "export XDG_CACHE_HOME=/var/tmp/$USER")]
     if room_mib < _LEAST_ROOM_MIB:
         return [problem("cache", text, f"du -xh --max-depth=1 {machine.name(there)} | sort -h")]
     if room_mib < _FAIR_ROOM_MIB:

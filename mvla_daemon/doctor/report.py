@@ -11,8 +11,6 @@ from mvla_daemon.doctor.finding import Finding, Level
 
 WIDTH = 80
 _MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.PROBLEM: "PROBLEM"}
-_INDENT = 23
-"""Where the sentences begin: a mark and a name stand before them."""
 
 
 def as_text(found: Mapping[str, Sequence[Finding]]) -> str:
@@ -21,10 +19,8 @@ def as_text(found: Mapping[str, Sequence[Finding]]) -> str:
     for group, findings in found.items():
         lines += ["", group]
         for finding in findings:
-            head = f"  {_MARKS[finding.level]:<8}{finding.name:<12} "
-            lines += _wrapped(finding.text, head)
-            if finding.fix:
-                lines += _wrapped(finding.fix, " " * (_INDENT - 5) + "fix: ")
+            lines += _wrapped(finding.text, f"  {_MARKS[finding.level]:<8}{finding.name:<12} ")
+            lines += _wrapped(finding.fix, " " * 10 + "fix: ") if finding.fix else []
     return "\n".join([*lines[1:], "", _summary(found)])
 
 
@@ -33,7 +29,7 @@ def _wrapped(text: str, head: str) -> list[str]:
         text,
         WIDTH,
         initial_indent=head,
-        subsequent_indent=" " * _INDENT,
+        subsequent_indent=" " * len(head),
         break_long_words=False,
         break_on_hyphens=False,
     )

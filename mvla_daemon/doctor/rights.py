@@ -53,8 +53,8 @@ def _fifo(limits: dict[str, str], capabilities: int) -> Finding:
     limit = limits.get("Max realtime priority", "0")
     if capabilities >> _NICE & 1 or _reaches(limit, 80):
         return ok("real time", "SCHED_FIFO is granted")
-    text = f"RLIMIT_RTPRIO is {limit}: no SCHED_FIFO, other programs can hold a STOP up for milliseconds"
-    return note("real time", text, "sudo prlimit --pid $$ --rtprio=99   # in the unit: LimitRTPRIO=99")
+    text = f"RLIMIT_RTPRIO is {limit}: no SCHED_FIFO, so that others can hold up a STOP for milliseconds; in the unit LimitRTPRIO=99 grants it"
+    return note("real time", text, "sudo prlimit --pid $$ --rtprio=99")
 
 
 def _lock(limits: dict[str, str], capabilities: int) -> Finding:
@@ -62,15 +62,18 @@ def _lock(limits: dict[str, str], capabilities: int) -> Finding:
     if capabilities >> _LOCK & 1 or _reaches(limit, _LEAST_LOCK_BYTES):
         return ok("memory lock", "granted")
     size = f"{int(limit) >> 10} KiB" if limit.isdigit() else limit
-    text = f"RLIMIT_MEMLOCK is {size}: pages can be swapped out"
-    return note("memory lock", text, "sudo prlimit --pid $$ --memlock=unlimited   # LimitMEMLOCK=infinity")
+    text = f"RLIMIT_MEMLOCK is {size}: pages can be swapped out; in the unit LimitMEMLOCK=infinity grants it"
+    return note("memory lock", text, "sudo prlimit --pid $$ --memlock=unlimited")
 
 
 def _nice(limits: dict[str, str], capabilities: int) -> Finding:
     if capabilities >> _NICE & 1 or _reaches(limits.get("Max nice priority", "0"), _NICEST):
         return ok("precedence", "nice -20 is granted")
-    text = "RLIMIT_NICE is too low: on a busy machine pictures and inferences wait for other programs"
-    return note("precedence", text, "sudo prlimit --pid $$ --nice=40   # in the unit: LimitNICE=-20")
+    text = (
+        "RLIMIT_NICE is too low: on a busy machine pictures and inferences wait for other programs; in the unit "
+        "LimitNICE=-20 grants it"
+    )
+    return note("precedence", text, "sudo prlimit --pid $$ --nice=40")
 
 
 def _kernel(machine: Machine) -> Finding:

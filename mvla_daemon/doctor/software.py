@@ -16,7 +16,8 @@ from mvla_daemon.engines.jetpack import RELEASE
 from mvla_daemon.engines.tensorrt_library import OLDEST
 
 _JETSON_SETUP = "scripts/setup_jetson.sh"
-_PACKAGES = ("uvloop", "pyserial", "pydantic", "structlog")
+_PACKAGES = {"uvloop": "uvloop", "pyserial": "serial", "pydantic": "pydantic", "structlog": "structlog"}
+"""What the package is called, and its module."""
 
 
 def look(machine: Machine) -> list[Finding]:
@@ -45,6 +46,9 @@ def _system(machine: Machine) -> Finding:
 
 
 def _packages() -> Finding:
+    missing = [name for name, module in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        return problem("packages", f"missing: {', '.join(missing)}", f"{_pip()} install {' '.join(missing)}")
     return ok("packages", ", ".join(f"{name} {_version(name) or 'of unknown version'}" for name in _PACKAGES))
 
 
