@@ -13,6 +13,9 @@ from pathlib import Path
 
 from mvla_daemon.devices.machine import Machine
 
+_PTY_MAJORS = range(136, 144)
+"""Linux' device numbers of Unix98 ptys (Documentation/admin-guide/devices.txt)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -65,7 +68,10 @@ def access(path: Path) -> Access | None:
 
 
 def holders(machine: Machine, path: Path) -> Holders:
-    """Who has a character device open, by its number: the same device may have several names. This process aside."""
+    """Who has a character device open, this process aside.
+
+    By its number, since a device may have several names, also a container's. A pty's number is its file system's only.
+    """
     try:
         about = path.stat()
     except OSError:
@@ -76,7 +82,7 @@ def holders(machine: Machine, path: Path) -> Holders:
     for process in machine.glob("/proc/[0-9]*"):
         if process.name == str(os.getpid()):
             continue
-        opened = _opens(process / "fd", about.st_rdev)
+        opened = _opens(process / "fd", about)
         if opened is None:
             unseen += 1
         elif opened:
@@ -84,7 +90,7 @@ def holders(machine: Machine, path: Path) -> Holders:
     return Holders(found, unseen)
 
 
-def _opens(folder: Path, device: int) -> bool | None:
+def _opens(folder: Path, device: os.stat_result) -> bool | None:
     """Whether one of a process's descriptors is this device; None where one may not look."""
     try:
         entries = list(os.scandir(folder))
@@ -95,7 +101,8 @@ def _opens(folder: Path, device: int) -> bool | None:
     for entry in entries:
         with suppress(OSError):
             about = entry.stat()
-            if stat.S_ISCHR(about.st_mode) and about.st_rdev == device:
+            is_same = stat.S_ISCHR(about.st_mode) and about.st_rdev == device.st_rdev
+            if is_same and (about.st_dev == device.st_dev or os.major(about.st_rdev) not in _PTY_MAJORS):
                 return True
     return False
 

@@ -46,7 +46,9 @@ def _cache(machine: Machine) -> list[Finding]:
     try:
         folder = Path(os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or cache_folder())
     except RuntimeError:
-        return [problem("cache", "no home folder is known, so nothing can be kept", "export XDG_CACHE_HOME=/var/tmp/$USER")]
+        return [
+            problem("cache", "no home folder is known, so nothing can be kept", "export XDG_CACHE_HOME=/var/tmp/$USER")
+        ]
     there = machine.path(str(folder))
     while not os.path.isdir(there) and there != machine.root:  # noqa: PTH112 - Path.is_dir raises where it is closed
         there = there.parent

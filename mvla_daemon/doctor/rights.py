@@ -53,7 +53,10 @@ def _fifo(limits: dict[str, str], capabilities: int) -> Finding:
     limit = limits.get("Max realtime priority", "0")
     if capabilities >> _NICE & 1 or _reaches(limit, 80):
         return ok("real time", "SCHED_FIFO is granted")
-    text = f"RLIMIT_RTPRIO is {limit}: no SCHED_FIFO, so that others can hold up a STOP for milliseconds; in the unit LimitRTPRIO=99 grants it"
+    text = (
+        f"RLIMIT_RTPRIO is {limit}: no SCHED_FIFO, so that others can hold up a STOP for milliseconds; in the unit "
+        "LimitRTPRIO=99 grants it"
+    )
     return note("real time", text, "sudo prlimit --pid $$ --rtprio=99")
 
 
