@@ -180,6 +180,8 @@ def test_the_report_counts_and_breaks_no_word() -> None:
     assert link in text
     assert text.splitlines()[-1].startswith("1 problem, 1 note, 1 ok.")
     assert all(len(line) <= 80 for line in text.splitlines() if link not in line)
+    copied = text.split("fix: ")[1].split("\n  note")[0]
+    assert " ".join(copied.replace("\\\n", " ").split()) == f"ls {link}"
     assert json.loads(as_json(found))["counts"] == {"ok": 1, "note": 1, "problem": 1}
 
 

@@ -16,8 +16,9 @@ def look_at_cameras(machine: Machine) -> list[Finding]:
     findings = [_camera(camera) for camera in found.cameras]
     nodes = sum(camera.source.startswith("csi://") for camera in found.cameras)
     if len(found.sensors) > nodes:
-        text = f"{len(found.sensors)} CSI sensors are configured ({', '.join(found.sensors)}), {nodes} answer"
-        findings.append(problem("csi", text, "sudo dmesg | grep -i -e imx -e tegra-cam   # and check the cable"))
+        sensors = ", ".join(found.sensors)
+        text = f"{len(found.sensors)} CSI sensors are configured ({sensors}), {nodes} answer; check the cable"
+        findings.append(problem("csi", text, "sudo dmesg | grep -i -e imx -e tegra-cam"))
     return findings or [note("camera", "none here gives pictures", "mvla-daemon find-cameras")]
 
 
@@ -49,7 +50,7 @@ def _port(port: PortFound) -> Finding:
     if port.is_console:
         return ok(name, f"{about}: the kernel's console, not for motors")
     if port.access is None:
-        return note(name, f"{about}: no node in /dev", f"ls -l {port.path}   # a container has to be given it")
+        return note(name, f"{about}: no node in /dev; a container has to be given it", f"ls -l {port.path}")
     if port.fix:
         who = f"user {port.access.owner} and group {port.access.group}, mode {port.access.mode}"
         return problem(name, f"{about}: this user may not open it, only {who}", port.fix)

@@ -16,7 +16,7 @@ from mvla_daemon.engines.jetpack import RELEASE
 _NEAR_C = 5.0
 _SLOWING = ("throttle-alert", "cpufreq", "devfreq", "Processor", "intel_powerclamp", "hot-surface-alert", "cpu-")
 """Cooling devices that slow something down, by the beginning or the end of their type; the rest are fans."""
-_LISTEN = "sensors   # a fan that turns, air that can flow"
+_SENSORS = "sensors"
 
 
 def look(machine: Machine) -> list[Finding]:
@@ -94,9 +94,12 @@ def _supply(machine: Machine) -> Iterator[Finding]:
         yield ok("power supply", "no over-current or under-voltage event since the start")
         return
     seen = ", ".join(f"{name} {times}" for name, times in sorted(events.items()) if times)
-    text = f"too weak for what was asked of it, {seen} times since the start; the processors are slowed down then"
-    yield problem("power supply", text, "sudo nvpmodel -q   # a lower mode, or a stronger supply and thicker wires")
+    text = (
+        f"too weak for what was asked of it, {seen} times since the start, which slows the processors down; take a "
+        "stronger supply and thicker wires, or a lower power mode"
+    )
+    yield problem("power supply", text, "sudo nvpmodel -q")
 
 
 def _fan(machine: Machine) -> str:
-    return "sudo jetson_clocks --fan" if machine.exists(str(RELEASE)) else _LISTEN
+    return "sudo jetson_clocks --fan" if machine.exists(str(RELEASE)) else _SENSORS

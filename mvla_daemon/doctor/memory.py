@@ -30,7 +30,7 @@ def _memory(facts: dict[str, int]) -> list[Finding]:
     text = f"{free_mib} of {total_mib} MiB available"
     memory = ok("memory", text)
     if free_mib < _LEAST_FREE_MIB:
-        memory = problem("memory", text, "ps -eo rss,pid,comm --sort=-rss | head   # and end what is not needed")
+        memory = problem("memory", f"{text}: end what is not needed", "ps -eo rss,pid,comm --sort=-rss | head")
     swap_mib = facts.get("SwapTotal", 0) // _MIB
     used_mib = swap_mib - facts.get("SwapFree", 0) // _MIB
     if used_mib > swap_mib // 4 and used_mib > 64:

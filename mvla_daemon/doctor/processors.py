@@ -67,12 +67,16 @@ def _speed(machine: Machine) -> Finding | None:
     )
     if not now or not allowed or not able:
         return None
-    text = f"{min(now) / 1000:.0f} to {max(now) / 1000:.0f} MHz now"
+    text = (
+        f"{min(now) / 1000:.0f} to {max(now) / 1000:.0f} MHz now"
+        if min(now) < max(now)
+        else f"{now[0] / 1000:.0f} MHz now"
+    )
     if min(allowed) < min(able):
         bound = f"{text}; bounded to {min(allowed) / 1000:.0f} MHz where {min(able) / 1000:.0f} are possible"
         if machine.exists(str(RELEASE)):
             return note("clock speed", f"{bound} (by the power mode?)", "sudo nvpmodel -q")
-        return note("clock speed", bound, "sudo cpupower frequency-set -u max   # or a better power supply")
+        return note("clock speed", bound, "sudo cpupower frequency-set -u max")
     return ok("clock speed", f"{text}, {min(able) / 1000:.0f} MHz possible")
 
 

@@ -14,20 +14,22 @@ _MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.PROBLEM: "PROBLEM"}
 
 
 def as_text(found: Mapping[str, Sequence[Finding]]) -> str:
-    """Groups under headings; a fix is a line of its own, so that it can be copied, and is wider only where it must."""
+    """Groups under headings; a fix stands apart, and where it takes two lines they are the shell's, to be copied."""
     lines = []
     for group, findings in found.items():
         lines += ["", group]
         for finding in findings:
             lines += _wrapped(finding.text, f"  {_MARKS[finding.level]:<8}{finding.name:<12} ")
-            lines += _wrapped(finding.fix, " " * 10 + "fix: ") if finding.fix else []
+            if finding.fix:
+                *most, last = _wrapped(finding.fix, " " * 10 + "fix: ", WIDTH - 2)
+                lines += [*(f"{line} \\" for line in most), last]
     return "\n".join([*lines[1:], "", _summary(found)])
 
 
-def _wrapped(text: str, head: str) -> list[str]:
+def _wrapped(text: str, head: str, width: int = WIDTH) -> list[str]:
     return textwrap.wrap(
         text,
-        WIDTH,
+        width,
         initial_indent=head,
         subsequent_indent=" " * len(head),
         break_long_words=False,

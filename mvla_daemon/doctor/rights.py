@@ -83,8 +83,10 @@ def _kernel(machine: Machine) -> Finding:
     version = machine.text("/proc/version") or ""
     if machine.number("/sys/kernel/realtime") == 1 or "PREEMPT_RT" in version:
         return ok("kernel", "PREEMPT_RT")
-    kind = next((word for word in ("PREEMPT_DYNAMIC", "PREEMPT") if word in version), "not preemptible")
-    return ok("kernel", f"{kind}, not PREEMPT_RT: a STOP came within 0.4 ms on such ones, but nothing bounds it")
+    kind = next((word for word in ("PREEMPT_DYNAMIC", "PREEMPT") if word in version), None)
+    if kind is None:
+        return note("kernel", "not known to be preemptible, so that its own work can hold a STOP up")
+    return ok("kernel", f"{kind}, not PREEMPT_RT: a STOP came within 0.4 ms on such a one, but nothing bounds it")
 
 
 def _throttle(machine: Machine) -> Finding | None:

@@ -60,7 +60,7 @@ def _unit(machine: Machine) -> Iterator[Finding]:
     else:
         yield ok("unit", text)
     if facts.get("LimitRTPRIO") in {"0", "1"}:
-        yield note("unit limits", "the unit grants no SCHED_FIFO", f"sudo systemctl edit {UNIT}   # LimitRTPRIO=99")
+        yield note("unit limits", "the unit grants no SCHED_FIFO; LimitRTPRIO=99 does", f"sudo systemctl edit {UNIT}")
 
 
 def _journal(machine: Machine) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ def _look(machine: Machine, path: Path, overrides: Sequence[str]) -> list[Findin
         config = load_config(path, overrides)
     except DaemonError as error:
         wrong = str(error).splitlines()
-        return [problem("file", line, f"edit {path}") for line in wrong]
+        return [problem("file", line, f"${{EDITOR:-nano}} {path}") for line in wrong]
     running = _daemon(path)
     return [
         ok("file", f"{config.path}: every key is right"),
@@ -59,7 +59,7 @@ def _policy(config: Config, overrides: Sequence[str]) -> Finding:
         return note(
             "policy", "a TensorRT engine is looked at by its own command", _command(config, "build-engine --explain")
         )
-    return _checked("policy", config, overrides, f"edit {config.path}   # [policy]")
+    return _checked("policy", config, overrides, f"${{EDITOR:-nano}} {config.path}")
 
 
 def _camera(config: Config, overrides: Sequence[str]) -> Finding:
