@@ -11,6 +11,7 @@ from mvla_daemon.core.schedule import HOLD_GRACE_NS
 from mvla_daemon.core.session import ARMING_TIMEOUT_NS, Rules
 from mvla_daemon.gate import LATE_WAKE_NS, GateSettings
 from mvla_daemon.helm import Crew
+from mvla_daemon.motors.link_v1 import Drive, Packet, encode
 from mvla_daemon.motors.motor_port import Port
 from mvla_daemon.motors.mvla import MvlaLink
 from mvla_daemon.ops.announce import Announcer
@@ -18,6 +19,9 @@ from mvla_daemon.ops.clock import Clock
 from mvla_daemon.ops.errand import Errand
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import Keeper
+
+SLOW_LINE_SHARE = 0.05
+"""A command's time on the line, as a share of the deadline, from which on it is worth a word."""
 
 
 def gate_settings(config: Config, end_ns: int | None) -> GateSettings:
@@ -79,4 +83,20 @@ def motor_link(config: Config, random_u32: Callable[[], int]) -> MvlaLink:
         accel=(limits.linear_x.accel, limits.linear_y.accel, limits.angular_z.accel),
         period_ns=config.control.period_ns,
         random_u32=random_u32,
+    )
+
+
+def line_ms(config: Config) -> float:
+    """How long a VELOCITY is on the serial line, where a byte takes ten bit times (8N1)."""
+    packet = encode(Packet(1, 1, Drive(1, config.ttl_ms, 1, 1, 1)))
+    return len(packet) * 10_000 / config.motor.baud
+
+
+def slow_line(config: Config) -> str:
+    """What is to be said of a line whose time is too much beside the deadline, which it is a part of; else nothing."""
+    if config.simulated or line_ms(config) <= SLOW_LINE_SHARE * config.control.deadline_ms:
+        return ""
+    return (
+        f"at {config.motor.baud} baud a command takes {line_ms(config):.1f} ms on the line, beside a deadline of "
+        f"{config.control.deadline_ms:g} ms; raise motor.baud where the controller can"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvla_daemon import __version__, operator_commands
+from mvla_daemon import __version__, machine_commands, operator_commands
 from mvla_daemon.errors import DaemonError, ExitCode
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # From 1.29 on ONNX Runtime would report on models and machine to its maker, on a thread and from files of its own.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
+        if options.command in machine_commands.COMMANDS:
+            return machine_commands.COMMANDS[options.command](options, _overrides(options))
+        if options.config is None:
+            parser.error("the following arguments are required: --config")
         if options.command in operator_commands.COMMANDS:
             return operator_commands.operate(options.command, options.config, options)
         from mvla_daemon.config_load import load_config  # noqa: PLC0415 - a stop must not wait for pydantic
@@ -55,16 +59,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="mvla-daemon",
         description="Runs a driving policy and stops the robot when a command is late, stale, wrong or missing.",
         epilog="Without a command it runs. `stop`, `arm`, `disarm` and `status` speak to the daemon that runs with the "
-        "same --config. A serial STOP is a protective stop, not a safety-rated emergency stop.",
+        "same --config; `doctor`, `find-cameras` and `find-port` need none. A serial STOP is a protective stop, not a "
+        "safety-rated emergency stop.",
     )
     parser.add_argument(
         "command",
         nargs="?",
         default="run",
-        choices=sorted([*_COMMANDS, *operator_commands.COMMANDS]),
+        choices=sorted([*_COMMANDS, *machine_commands.COMMANDS, *operator_commands.COMMANDS]),
         metavar="COMMAND",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the configuration (TOML)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration (TOML)")
     parser.add_argument(
         "--set",
         action="append",
@@ -72,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECTION.KEY=VALUE",
         help="override one value of the configuration",
     )
-    parser.add_argument("--json", action="store_true", help="with `status`: one JSON object")
+    parser.add_argument("--json", action="store_true", help="status, doctor, find-...: one JSON object")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     running = parser.add_argument_group("running")
     running.add_argument("--for", type=_seconds, dest="for_s", metavar="SECONDS", help="end after this long")
@@ -84,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--wire", type=Path, metavar="FILE", help="with --lockstep: write what went to the motors")
     running.add_argument("--trace", type=Path, metavar="FILE", help="write every cycle's times as CSV")
     running.add_argument("--ground", nargs=3, help=argparse.SUPPRESS)  # the self-test's: port, camera, sabotage
+    machine_commands.add_options(parser)
     building = parser.add_argument_group("build-engine")
     building.add_argument("--explain", action="store_true", help="build nothing, say which engine fits and why")
     measuring = parser.add_argument_group("bench")

@@ -18,7 +18,6 @@ from mvla_daemon.config import Config
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.gate import Gate
-from mvla_daemon.motors.link_v1 import Drive, Packet, encode
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.ops import realtime
 from mvla_daemon.ops.child import PolicyChild, start_module
@@ -29,7 +28,6 @@ from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
 from mvla_daemon.stand_ins import StandIns, stand_ins
 
-SLOW_LINE_SHARE = 0.05
 REPORTER_END_S = 3.0
 """How long the last words may take; a reporter whose reader is gone is left alone after that."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -106,16 +104,8 @@ def _first_line(config: Config) -> str:
 
 
 def _warn_of_slow_line(config: Config, telemetry: Telemetry) -> None:
-    """A serial line takes ten bit times a byte (8N1), and that time is the deadline's too."""
-    packet = encode(Packet(1, 1, Drive(1, config.ttl_ms, 1, 1, 1)))
-    line_ms = len(packet) * 10_000 / config.motor.baud
-    if not config.simulated and line_ms > SLOW_LINE_SHARE * config.control.deadline_ms:
-        telemetry.event(
-            "slow_line",
-            f"at {config.motor.baud} baud a command takes {line_ms:.1f} ms on the line, beside a deadline of "
-            f"{config.control.deadline_ms:g} ms; raise motor.baud where the controller can",
-            "warning",
-        )
+    if warning := assembly.slow_line(config):
+        telemetry.event("slow_line", warning, "warning")
 
 
 def _become_real_time(config: Config, cores: set[int], telemetry: Telemetry) -> None:

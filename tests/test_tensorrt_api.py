@@ -152,4 +152,5 @@ def test_nothing_but_the_tensorrt_engine_imports_tensorrt_or_cuda() -> None:
                 continue
             if any(name == wanted or name.startswith(f"{wanted}.") for name in imported for wanted in names):
                 found.add(path.relative_to(PACKAGE).as_posix())
-    assert found == {"engines/cuda.py", "engines/tensorrt_library.py", "ops/check.py"}
+    # The probe looks in a process of its own, which may crash.
+    assert found == {"doctor/probe.py", "engines/cuda.py", "engines/tensorrt_library.py", "ops/check.py"}

@@ -13,6 +13,7 @@ import secrets
 import select
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -41,14 +42,7 @@ PICTURES = 10
 def check(config: Config) -> int:
     """Look at everything and print a line for each; the exit code of the first that is missing, or OK."""
     worst = ExitCode.OK
-    for name, look in (
-        ("versions", _versions),
-        ("opencv", _opencv),
-        ("gpu", _gpu),
-        ("policy", _policy),
-        ("camera", _camera),
-        ("motors", _motors),
-    ):
+    for name, look in LOOKS.items():
         try:
             found, code = look(config), ExitCode.OK
         except DaemonError as error:
@@ -178,3 +172,14 @@ def _introduce(config: Config, port: MotorPort) -> str:
         f"motor.baud ({port.baud}) and that its firmware speaks motor link v1.",
         ExitCode.UNAVAILABLE,
     )
+
+
+LOOKS: dict[str, Callable[[Config], str]] = {
+    "versions": _versions,
+    "opencv": _opencv,
+    "gpu": _gpu,
+    "policy": _policy,
+    "camera": _camera,
+    "motors": _motors,
+}
+"""What is looked at, in this order; each gives what it found, or raises DaemonError."""
