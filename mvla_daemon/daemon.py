@@ -52,6 +52,7 @@ def run(config: Config, options: RunOptions) -> ExitCode:
     """Run until told to end; raises DaemonError with the sentence for the user when it could not do its work."""
     notifier = Notifier.from_environment(os.environ)  # before any other process starts and sees it too
     with ExitStack() as stack:
+        stack.callback(notifier.close)
         reporter = stack.enter_context(_reporter(config, options))
         telemetry = reporter.telemetry
         telemetry.event("start", _first_line(config), "warning" if config.bench_test_active else "info")

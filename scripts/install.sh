@@ -75,7 +75,7 @@ trap restore EXIT
 quietly() {
     if ! "$@" >>"$log" 2>&1; then
         tail -n 20 "$log" >&2
-        refuse 75 "the set-up has failed, the lines above say why; mend that and run it again (nothing was changed)."
+        refuse 75 "the set-up has failed, the lines above say why; mend that and run it again."
     fi
 }
 
@@ -121,8 +121,10 @@ install -m 0755 scripts/uninstall.sh "$home/share"
 
 # --- the user ---
 
-getent passwd $user >/dev/null ||
+if ! getent passwd $user >/dev/null; then
     quietly useradd --system --user-group --home-dir /var/lib/mvla-daemon --no-create-home --shell /usr/sbin/nologin $user
+    if [ -e /var/lib/mvla-daemon ]; then chown -R $user:$user /var/lib/mvla-daemon; fi # kept by uninstall.sh
+fi
 for group in dialout video render; do # render is there where a GPU may be
     if getent group $group >/dev/null; then quietly usermod --append --groups $group $user; fi
 done
@@ -130,7 +132,6 @@ install -d -m 0750 -o $user -g $user /var/lib/mvla-daemon /var/cache/mvla-daemon
 
 # --- the files of the system ---
 
-fresh=no
 lay_unless_edited() { # FILE PLACE: what was edited stays, and is told
     if [ ! -e "$2" ]; then
         install -D -m 0644 "$1" "$2"
@@ -138,8 +139,9 @@ lay_unless_edited() { # FILE PLACE: what was edited stays, and is told
         echo "$2 was kept; what comes with this version is $home/share/$(basename "$1")."
     fi
 }
-[ -e "$config" ] || fresh=yes
 lay_unless_edited systemd/config.robot.toml "$config"
+edited=yes
+if cmp -s systemd/config.robot.toml "$config"; then edited=no; fi
 lay_unless_edited systemd/60-mvla-daemon.rules "$rules"
 install -D -m 0644 systemd/mvla-daemon.service "$unit"
 ln -sfn "$home/bin/mvla-daemon" "$link"
@@ -162,7 +164,7 @@ fi
 ask="mvla-daemon --config $config"
 echo
 "$link" --version
-if [ $fresh = yes ] || [ $start = no ] || [ $running = no ]; then
+if [ $edited = no ] || [ $start = no ] || [ $running = no ]; then
     echo "It is enabled, and starts disarmed with the machine. Next:"
     echo "  sudoedit $config               # camera, policy, motor.port (ls /dev/serial/by-id), limits"
     echo "  sudo -u $user $ask check       # moves nothing"

@@ -70,11 +70,11 @@ done
 if getent passwd $user >/dev/null; then
     # Else the next user to be made could get the number, and these files with it.
     if [ -e /var/lib/mvla-daemon ]; then chown -R root:root /var/lib/mvla-daemon; fi
-    userdel $user || refuse 69 "user $user could not be removed: end what still runs as that user, and run this again."
+    userdel $user 2>/dev/null || refuse 69 "user $user could not be removed: end what still runs as that user, and run this again."
     removed+=("user $user")
 fi
 if getent group $user >/dev/null; then
-    groupdel $user || refuse 69 "group $user could not be removed: it is somebody's main group; change that, and run this again."
+    groupdel $user 2>/dev/null || refuse 69 "group $user could not be removed: it is somebody's main group; change that, and run this again."
     removed+=("group $user")
 fi
 if [ -d /run/systemd/system ] && ((${#removed[@]})); then

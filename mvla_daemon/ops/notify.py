@@ -49,3 +49,9 @@ class Notifier:
         except (OSError, ValueError):  # a path too long is one of both, by Python's version
             return False
         return True
+
+    def close(self) -> None:
+        """Say nothing more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
