@@ -24,6 +24,7 @@ from mvla_daemon.ops.child import PolicyChild, start_module
 from mvla_daemon.ops.clock import MachineClock
 from mvla_daemon.ops.control import ControlServer, socket_path
 from mvla_daemon.ops.drops import DropBoard, create_drop_board
+from mvla_daemon.ops.notify import Notifier
 from mvla_daemon.ops.telemetry import Telemetry
 from mvla_daemon.policy_keeper import PolicyKeeper
 from mvla_daemon.stand_ins import StandIns, stand_ins
@@ -48,7 +49,9 @@ class RunOptions:
 
 def run(config: Config, options: RunOptions) -> ExitCode:
     """Run until told to end; raises DaemonError with the sentence for the user when it could not do its work."""
+    notifier = Notifier.from_environment(os.environ)  # before any other process starts and sees it too
     with ExitStack() as stack:
+        stack.callback(notifier.close)
         reporter = stack.enter_context(_reporter(config, options))
         telemetry = reporter.telemetry
         telemetry.event("start", _first_line(config), "warning" if config.bench_test_active else "info")
@@ -68,7 +71,7 @@ def run(config: Config, options: RunOptions) -> ExitCode:
         crew = assembly.crew(
             config, port, keeper, telemetry, MachineClock(), others.errand, random_u32=lambda: secrets.randbits(32)
         )
-        gate = Gate(assembly.gate_settings(config, end_ns), crew, telemetry, signals_fd)
+        gate = Gate(assembly.gate_settings(config, end_ns), crew, telemetry, signals_fd, notifier)
         control = ControlServer(socket_path(config.path), gate.operate)
         stack.callback(control.close)
         _become_real_time(config, cores, telemetry)

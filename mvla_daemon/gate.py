@@ -21,7 +21,9 @@ from mvla_daemon.helm import Crew, Helm
 from mvla_daemon.link import Failed, MalformedError, Ready, Started, Starved, unpack
 from mvla_daemon.motors.serial_port import PortLostError
 from mvla_daemon.ops.control import Control
+from mvla_daemon.ops.notify import Notifier
 from mvla_daemon.ops.telemetry import GateCycle, Telemetry
+from mvla_daemon.pulse import Pulse
 
 MESSAGES_PER_WAKE = 16
 """A flooding policy process gets no more of a wake than this."""
@@ -48,7 +50,14 @@ class GateSettings:
 class Gate:
     """The loop: listens to everyone, and tells the helm what it heard."""
 
-    def __init__(self, settings: GateSettings, crew: Crew, telemetry: Telemetry, signals_fd: int) -> None:
+    def __init__(
+        self,
+        settings: GateSettings,
+        crew: Crew,
+        telemetry: Telemetry,
+        signals_fd: int,
+        notifier: Notifier | None = None,
+    ) -> None:
         self._settings = settings
         self._admission = crew.admission
         self._link = crew.link
@@ -60,6 +69,13 @@ class Gate:
         self._errand = crew.errand
         self._signals_fd = signals_fd
         self.helm = Helm(settings.rules, crew)
+        self._pulse = Pulse(
+            notifier or Notifier(""),
+            self.helm,
+            crew,
+            boot_is_bounded=settings.identify_ns > 0,
+            policy_dead_ns=settings.policy_dead_ns,
+        )
         # A pause between the readings of the two clocks makes the difference too small, never too large.
         self._suspended_ns = max(self._clock.suspended_ns() for _ in range(3))
         self._ever_ready = False
@@ -76,7 +92,7 @@ class Gate:
     def _wake(self, control: Control) -> None:
         now_ns = self._clock.now_ns()
         operators, operators_ns = control.watch(now_ns)
-        planned_ns = min(self._next_wake_ns(now_ns), operators_ns)
+        planned_ns = min(now_ns + IDLE_WAKE_NS, self._due_ns(), operators_ns, self._pulse.next_ns)
         readable = self._wait(planned_ns, operators)
         now_ns = self._clock.now_ns()
         self._check_clocks(planned_ns, now_ns)
@@ -87,19 +103,22 @@ class Gate:
         self._check_end(readable, self._clock.now_ns())
         self.helm.move_on(self._clock.now_ns())
         self._hear_operator(readable, control)
+        if self._pulse.is_due(now_ns):
+            self._pulse.beat(now_ns, self._due_ns())
 
     # --- waiting ---
 
-    def _next_wake_ns(self, now_ns: int) -> int:
-        wakes = [now_ns + IDLE_WAKE_NS, self._port.reopen_ns if self._port.fd is None else self._link.next_due_ns()]
+    def _due_ns(self) -> int:
+        """The earliest time at which something has to be done, though nothing is heard."""
+        dues = [self._port.reopen_ns if self._port.fd is None else self._link.next_due_ns()]
         if self.helm.state.phase is Phase.ARMED:
-            wakes.append(self._admission.due()[0])
+            dues.append(self._admission.due()[0])
         timer_ns = self.helm.timer_ns()
         if timer_ns is not None:
-            wakes.append(timer_ns)
+            dues.append(timer_ns)
         if self._settings.end_ns is not None and not self.helm.state.exiting:
-            wakes.append(self._settings.end_ns)
-        return min(wakes)
+            dues.append(self._settings.end_ns)
+        return min(dues)
 
     def _wait(self, until_ns: int, operators: Sequence[int]) -> set[int]:
         fds = [self._signals_fd, *self._keeper.filenos(), *self._errand.filenos(), *operators]
@@ -221,6 +240,7 @@ class Gate:
         driving = self.helm.state.phase is Phase.ARMED and self._admission.mode is Mode.DRIVE
         written_ns = self.helm.drive(offer, now_ns) if verdict.kind is Kind.ADMIT and driving else 0
         self._on_verdict(verdict, now_ns)
+        self._pulse.spans_ns.append(now_ns - start_ns)
         self._telemetry.cycle(
             GateCycle(offer.epoch, offer.cycle, start_ns, deadline_ns, now_ns, written_ns, offer.captured_ns)
         )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes requirements.lock anew from pyproject.toml: one file of pinned versions and hashes for every supported Python
-# and machine. It needs uv (`pip install uv`), or UV=/path/to/uv. Versions that are locked already stay where they are:
+# and machine. What a robot needs of them is in requirements.robot.lock too. It needs uv (`pip install uv`), or UV=/path/to/uv. Versions that are locked already stay where they are:
 #   make lock                                everything stays that still fits pyproject.toml
 #   make lock ARGS=--upgrade                 everything becomes the newest
 #   make lock ARGS='--upgrade-package onnx'  one package does
@@ -13,8 +13,13 @@ if ! command -v "$uv" >/dev/null; then
 fi
 # The project itself is installed without build isolation, so what builds it is locked as well.
 build_requires=$(sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml)
-printf '%s\n' "${build_requires:?pyproject.toml: build-system.requires is not one line with one package}" |
-    "$uv" pip compile --no-config --quiet --universal --python-version 3.10 --generate-hashes \
-        --extra opencv --extra dev --no-annotate --custom-compile-command 'make lock' \
-        --output-file requirements.lock "$@" pyproject.toml - >/dev/null
-echo "requirements.lock pins $(grep -c '^[a-z].*==' requirements.lock) packages"
+compile() { # OUTPUT OPTION...
+    local output=$1
+    shift
+    printf '%s\n' "${build_requires:?pyproject.toml: build-system.requires is not one line with one package}" |
+        "$uv" pip compile --no-config --quiet --universal --python-version 3.10 --generate-hashes \
+            --no-annotate --custom-compile-command 'make lock' --output-file "$output" "$@" pyproject.toml - >/dev/null
+    echo "$output pins $(grep -c '^[a-z].*==' "$output") packages"
+}
+compile requirements.lock --extra opencv --extra dev "$@"
+compile requirements.robot.lock --extra opencv --constraint requirements.lock

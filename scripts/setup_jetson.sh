@@ -23,8 +23,12 @@ refuse() {
 [ ! -e "$venv" ] || refuse "$venv is there already: remove it, or name another folder."
 
 "$python" -m venv --system-site-packages "$venv"
-# JetPack's OpenCV is compiled for numpy 1, and numpy 2 cannot load it.
-PATH="$cuda/bin:$PATH" CUDA_HOME="$cuda" "$venv/bin/python" -m pip --disable-pip-version-check install 'numpy<2' '.[jetson]'
+# JetPack's OpenCV is compiled for numpy 1, and numpy 2 cannot load it. The other versions are the locked ones.
+locked=$(mktemp)
+trap 'rm -f "$locked"' EXIT
+sed -n 's/^\([a-z].*==.*[^ ]\) *\\$/\1/p' requirements.robot.lock | grep -v '^numpy==\|^opencv-' >"$locked"
+PATH="$cuda/bin:$PATH" CUDA_HOME="$cuda" "$venv/bin/python" -m pip --disable-pip-version-check install \
+    --constraint "$locked" 'numpy<2' '.[jetson]'
 "$venv/bin/python" -c 'import cv2, tensorrt; print(f"OpenCV {cv2.__version__} and TensorRT {tensorrt.__version__} are there.")'
 echo "Now copy systemd/config.robot.toml, set camera, port, limits and policy.backend = \"tensorrt\" in it, and go on with"
 echo "  $venv/bin/mvla-daemon --config config.robot.toml build-engine"
