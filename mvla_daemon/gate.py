@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from mvla_daemon.core.admission import Kind, Mode, Offer, Verdict
+from mvla_daemon.core.admission import Mode
 from mvla_daemon.core.messages import MS, SECOND, Phase, Reason
 from mvla_daemon.core.session import Event, Rules, What
 from mvla_daemon.errors import ExitCode
 from mvla_daemon.helm import Crew, Helm
-from mvla_daemon.link import Failed, MalformedError, Ready, Started, Starved, unpack
 from mvla_daemon.motors.serial_port import PortLostError
 from mvla_daemon.ops.control import Control
 from mvla_daemon.ops.notify import Notifier
-from mvla_daemon.ops.telemetry import GateCycle, Telemetry
+from mvla_daemon.ops.telemetry import Telemetry
+from mvla_daemon.policy_ear import PolicyEar
 from mvla_daemon.pulse import Pulse
 
 MESSAGES_PER_WAKE = 16
@@ -76,9 +76,9 @@ class Gate:
             boot_is_bounded=settings.identify_ns > 0,
             policy_dead_ns=settings.policy_dead_ns,
         )
+        self._ear = PolicyEar(crew, self.helm, telemetry, self._pulse.spans_ns)
         # A pause between the readings of the two clocks makes the difference too small, never too large.
         self._suspended_ns = max(self._clock.suspended_ns() for _ in range(3))
-        self._ever_ready = False
 
     def serve(self, control: Control) -> None:
         """Run until something ends the daemon; an error in the gate itself stops the robot before it is raised."""
@@ -203,7 +203,7 @@ class Gate:
 
     def _hear_policy(self, readable: set[int]) -> None:
         for data in islice(self._keeper.messages(readable), MESSAGES_PER_WAKE):
-            self._on_message(data, self._clock.now_ns())
+            self._ear.take(data, self._clock.now_ns())
         now_ns = self._clock.now_ns()
         # To start a process takes time that the repeating of a STOP may need.
         ended = self._keeper.watch(readable, now_ns, may_start=self.helm.state.phase is not Phase.STOPPING)
@@ -211,55 +211,6 @@ class Gate:
             self.helm.fault(Reason.POLICY_LOST, ended, now_ns)
         if self._keeper.given_up:
             self.helm.end(ExitCode.INTERNAL, self._keeper.given_up, now_ns)
-
-    def _on_message(self, data: bytes, now_ns: int) -> None:
-        try:
-            message = unpack(data)
-        except MalformedError as error:
-            self.helm.fault(Reason.SEQUENCE_ERROR, str(error), now_ns)
-            return
-        if self._admission.flooded(now_ns):
-            self.helm.fault(Reason.SEQUENCE_ERROR, "the policy process floods its socket", now_ns)
-        elif isinstance(message, Offer):
-            self._on_offer(message, now_ns)
-        elif isinstance(message, Started):
-            self._on_verdict(self._admission.start(message.epoch, message.cycle, message.announced_ns, now_ns), now_ns)
-        elif isinstance(message, Starved):
-            self._on_verdict(self._admission.starved(message.epoch, message.captured_ns, now_ns), now_ns)
-        elif isinstance(message, Ready):
-            self._ever_ready = True
-            self._keeper.on_ready()
-            self._announce.policy_ready(message.about)
-        else:
-            self._on_failure(message, now_ns)
-
-    def _on_offer(self, offer: Offer, now_ns: int) -> None:
-        schedule = self._admission.schedule
-        start_ns, deadline_ns = schedule.last_start_ns, schedule.deadline_ns
-        verdict = self._admission.command(offer, now_ns)
-        driving = self.helm.state.phase is Phase.ARMED and self._admission.mode is Mode.DRIVE
-        written_ns = self.helm.drive(offer, now_ns) if verdict.kind is Kind.ADMIT and driving else 0
-        self._on_verdict(verdict, now_ns)
-        self._pulse.spans_ns.append(now_ns - start_ns)
-        self._telemetry.cycle(
-            GateCycle(offer.epoch, offer.cycle, start_ns, deadline_ns, now_ns, written_ns, offer.captured_ns)
-        )
-
-    def _on_verdict(self, verdict: Verdict, now_ns: int) -> None:
-        if verdict.kind is Kind.FAULT and verdict.reason is not None:
-            self.helm.fault(verdict.reason, verdict.why, now_ns)
-
-    def _on_failure(self, failed: Failed, now_ns: int) -> None:
-        """Before one was ever ready, the daemon cannot do its work; later, it is a stop and a new process.
-
-        A new process that fails at once ends at once, which the keeper counts.
-        """
-        if self._keeper.ready:
-            self.helm.fault(Reason.POLICY_ERROR, failed.sentence, now_ns)
-        elif self._ever_ready:
-            self._announce.policy_failed(failed.sentence)
-        else:
-            self.helm.end(failed.exit_code, failed.sentence, now_ns)
 
     # --- the operator ---
 
