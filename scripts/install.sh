@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
+unset PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE=1 # what root has in a home folder is not the service's
 home=/opt/mvla-daemon
 config=/etc/mvla-daemon/config.toml
 rules=/etc/udev/rules.d/60-mvla-daemon.rules
