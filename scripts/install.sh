@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
+unset PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE=1 # what root has in a home folder is not the service's
 home=/opt/mvla-daemon
 config=/etc/mvla-daemon/config.toml
 rules=/etc/udev/rules.d/60-mvla-daemon.rules
@@ -47,6 +49,10 @@ esac
 if [ -e "$link" ] && [ "$(readlink "$link")" != "$home/bin/mvla-daemon" ]; then
     refuse 73 "$link is there already and is not this one's: remove it first."
 fi
+if [ -e "$home.before" ]; then # an earlier run was killed
+    rm -rf "$home"
+    mv "$home.before" "$home"
+fi
 if [ -e "$home" ] && [ ! -e "$home/share/version" ]; then
     refuse 73 "$home is there already and was not made by this script: remove it first."
 fi
@@ -58,23 +64,25 @@ if [ $running = yes ] && systemctl --quiet is-active mvla-daemon; then
     active=yes
     state=$("$link" --config "$config" status --json 2>/dev/null | sed -n 's/.*"state": "\([a-z]*\)".*/\1/p') || state=
     case $state in
-    arming | armed | stopping) refuse 75 "the robot is $state: say 'mvla-daemon --config $config disarm' first." ;;
+    arming | armed | stopping | stopped) refuse 75 "the robot is $state: say 'mvla-daemon --config $config disarm' first." ;;
     esac
 fi
 
 scratch=$(mktemp -d)
 log=$scratch/log
-restore() { # what was there before is put back, whatever went wrong
-    if [ -e "$home.before" ]; then
+building=no
+restore() { # whatever went wrong while the environment was made: what was there before is there again, and runs
+    if [ $building = yes ]; then
         rm -rf "$home"
-        mv "$home.before" "$home"
+        if [ -e "$home.before" ]; then mv "$home.before" "$home"; fi
+        if [ $active = yes ]; then systemctl --no-block start mvla-daemon; fi
     fi
     rm -rf "$scratch"
 }
 trap restore EXIT
 quietly() {
     if ! "$@" >>"$log" 2>&1; then
-        tail -n 20 "$log" >&2
+        grep -v '^Ignoring ' "$log" | tail -n 20 >&2
         refuse 75 "the set-up has failed, the lines above say why; mend that and run it again."
     fi
 }
@@ -100,7 +108,7 @@ else
     cp scripts/setup_jetson.sh "$source/scripts"
     find "$source" -name __pycache__ -prune -exec rm -rf {} +
     if [ $active = yes ]; then systemctl stop mvla-daemon; fi # what it has not loaded yet must not be another version's
-    rm -rf "$home.before"
+    building=yes
     if [ -e "$home" ]; then mv "$home" "$home.before"; fi
     if [ $jetpack = yes ]; then
         quietly env PYTHON="$python" "$source/scripts/setup_jetson.sh" "$home"
@@ -114,6 +122,8 @@ else
     quietly "$home/bin/python" -c 'import cv2'
     quietly "$home/bin/python" -m compileall -q "$home/lib"
     mkdir -p "$home/share"
+    echo "$version" >"$home/share/version"
+    building=no
     rm -rf "$home.before"
 fi
 install -m 0644 systemd/config.robot.toml systemd/60-mvla-daemon.rules "$home/share"
@@ -149,7 +159,6 @@ if [ -e systemd/mvla-daemon.catalog ]; then
     install -D -m 0644 systemd/mvla-daemon.catalog "$catalog"
     quietly journalctl --update-catalog
 fi
-echo "$version" >"$home/share/version" # last of all that a second run would have to do again
 
 quietly systemctl enable mvla-daemon
 if [ $running = yes ]; then
