@@ -99,7 +99,7 @@ class Seen:
         return {name: count for name, count in self.counts.items() if count and name != "published"}
 
 
-def captured(camera: ScriptedCamera, *, latency_ms: float = 0, min_interval_ns: int = 0) -> Seen:
+def captured(camera: ScriptedCamera, *, latency_ns: int = 0, min_interval_ns: int = 0) -> Seen:
     """Run the camera's whole script and tell what came out."""
     seen = Seen()
     slot = NewestFrameSlot(48, 64)
@@ -114,7 +114,7 @@ def captured(camera: ScriptedCamera, *, latency_ms: float = 0, min_interval_ns: 
         slot,
         on_frame,
         on_event=lambda name, sentence: seen.events.append((name, sentence)),
-        latency_ms=latency_ms,
+        latency_ns=latency_ns,
         min_interval_ns=min_interval_ns,
     )
     thread.open_first()
@@ -159,7 +159,7 @@ def test_hidden_delay_is_taken_off_the_capture_time() -> None:
         time.sleep(max(0, at_ns - time.monotonic_ns()) / 1e9)
         return picture(at_ns=at_ns)(into)
 
-    seen = captured(ScriptedCamera(delayed), latency_ms=30)
+    seen = captured(ScriptedCamera(delayed), latency_ns=30 * MS)
     assert seen.frames[0][0].captured_ns == at_ns - 30 * MS
 
 
