@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 READ_S = 2.0
 """How long a picture may take; as OpenCV's wait for a V4L2 camera."""
-_OPEN_S = 8.0
+OPEN_S = 8.0
 """How long an opening may take: a network camera waits for its next key picture, sensors for their exposure."""
+_LEAVE_S = 0.2
+"""How long a reading that doesn't hang may take to end: a few pictures."""
 _MAX_STUCK = 3
 """Earlier readings that may still hang inside a library; each holds threads and memory that only an exit frees."""
 _JUMP_NS = 5 * SECOND
@@ -40,7 +42,8 @@ class Stream:
     """What tells one source behind OpenCV from another.
 
     `open` gives OpenCV's capture, or raises CameraError; it is called on the reading thread, where it may block.
-    Pictures of the first `settle_ns` are thrown away. `lost` and `mend` are the ends of sentences.
+    Pictures of the first `settle_ns` are thrown away; an opening may take `open_s`, a picture `read_s`. `lost` and
+    `mend` are the ends of sentences.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Stream:
     lost: str
     mend: str
     settle_ns: int = 0
+    open_s: float = OPEN_S
+    read_s: float = READ_S
 
 
 class StreamCamera:
@@ -91,10 +96,14 @@ class StreamCamera:
         return Capture(frame.captured_ns, frame.number)
 
     def close(self) -> None:
-        """Tell the reading thread to end; it lets go of the device as soon as OpenCV returns."""
+        """Tell the reading thread to end; it lets go of the device as soon as OpenCV returns.
+
+        It is given a moment to: a process that ends by itself must not leave a library in the middle of a call.
+        """
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
+            reading.join(_LEAVE_S)
 
 
 class _Reading(threading.Thread):
@@ -119,13 +128,15 @@ class _Reading(threading.Thread):
 
     def wait_until_opened(self) -> None:
         """Return once pictures come; raises CameraError when they don't."""
-        end_s = time.monotonic() + _OPEN_S
+        stream = self._stream
+        end_s = time.monotonic() + stream.open_s
         while not self._is_open:
-            self._wait(end_s, f"{self._stream.name} gave no picture within {_OPEN_S:g} s: {self._stream.mend}")
+            self._wait(end_s, f"{stream.name} gave no picture within {stream.open_s:g} s: {stream.mend}")
 
     def next_frame(self) -> Frame:
         """The newest picture that was not yet given; the pixels are the caller's until the next call."""
-        end_s = time.monotonic() + READ_S
+        stream = self._stream
+        end_s = time.monotonic() + stream.read_s
         while True:
             frame = self._slot.take()
             if frame is not None:
@@ -133,7 +144,7 @@ class _Reading(threading.Thread):
             if self._malformed != self._told_malformed:
                 self._told_malformed = self._malformed
                 raise PictureError(f"a picture of another shape than {self._shape}")
-            self._wait(end_s, f"{self._stream.name} gave no picture for {READ_S:g} s: {self._stream.lost}")
+            self._wait(end_s, f"{stream.name} gave no picture for {stream.read_s:g} s: {stream.lost}")
 
     def cancel(self) -> None:
         """End soon, and keep nobody waiting."""
