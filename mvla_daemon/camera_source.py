@@ -89,6 +89,11 @@ def without_secrets(text: str) -> str:
     return _SECRETS.sub(lambda found: f"{found['kept']}...", text)
 
 
+def source_shown(source: str) -> str:
+    """A source for messages."""
+    return address_shown(source) if source.startswith(_RTSP) else without_secrets(source)
+
+
 def address_shown(source: str) -> str:
     """An RTSP address for messages: cameras take passwords before the host, in the path and in the query."""
     parts = urlsplit(source)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvla_daemon import __version__, assembly
-from mvla_daemon.camera_source import without_secrets
+from mvla_daemon.camera_source import source_shown
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
@@ -95,7 +95,7 @@ def _run_in_lockstep(config: Config, telemetry: Telemetry, wire: Path | None) ->
 def _first_line(config: Config) -> str:
     kind = "SIMULATED robot" if config.simulated else f"motors on {config.motor.port}"
     bench = "BENCH TEST, wheels off the ground: " if config.bench_test_active else ""
-    source = without_secrets(config.camera.source)
+    source = source_shown(config.camera.source)
     pictures = f"a recording ({source})" if config.camera.is_recorded else source
     if config.camera.is_simulated:
         pictures = f"its simulated camera in room {config.sim.seed}"
