@@ -135,6 +135,18 @@ def test_a_queue_that_grows_shows_as_age() -> None:
     assert 190 < ages_ms[-1] < 200
 
 
+def test_only_a_stream_that_stays_behind_is_behind() -> None:
+    clock = StreamClock()
+    clock.captured_ns(0, SECOND)
+    for at_ms in range(0, 4900, 50):  # times that jumped back by 0.2 s
+        clock.captured_ns((at_ms - 200) * MS, SECOND + at_ms * MS)
+        assert not clock.is_behind(SECOND + at_ms * MS)
+    clock.captured_ns(4950 * MS, SECOND + 5000 * MS)  # it was a stall
+    assert not clock.is_behind(SECOND + 9999 * MS)
+    clock.captured_ns(9700 * MS, SECOND + 10_001 * MS)
+    assert clock.is_behind(SECOND + 10_001 * MS)
+
+
 # --- reading
 
 
@@ -225,12 +237,34 @@ def test_a_stream_that_ends_is_lost_after_its_last_picture() -> None:
         camera.read(blank())
 
 
-def test_a_stream_whose_times_jump_back_is_opened_again() -> None:
+@pytest.mark.meanwhile
+def test_a_stream_whose_times_jump_back_is_old_and_then_opened_again() -> None:
     video = Video()
     camera = opened(video)
-    video.put(3, -6000)
-    with pytest.raises(CameraError, match="jumped"):
-        camera.read(blank())
+    began_s = time.monotonic()
+
+    def feed() -> None:
+        while camera.clock == "stream" and time.monotonic() < began_s + PATIENCE_S / 2:
+            video.put(3, (time.monotonic() - began_s) * 1000 - 200)
+            time.sleep(0.05)
+
+    ages_ms: list[float] = []
+
+    def read_on() -> None:
+        while True:
+            captured_ns = camera.read(blank()).captured_ns
+            ages_ms.append((time.monotonic_ns() - captured_ns) / MS)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        with pytest.raises(CameraError, match="behind for seconds, or its times have jumped"):
+            read_on()
+    finally:
+        camera.clock = "ended"
+        feeder.join()
+    assert min(ages_ms) > 190
+    assert 4 < time.monotonic() - began_s < 8
 
 
 def test_what_a_library_raises_is_told_without_its_words() -> None:

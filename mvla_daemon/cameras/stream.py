@@ -12,7 +12,7 @@ import numpy as np
 from mvla_daemon.cameras.base import CameraError, Capture, PictureError
 from mvla_daemon.cameras.slot import NewestFrameSlot
 from mvla_daemon.cameras.stream_clock import StreamClock
-from mvla_daemon.core.messages import MS, SECOND
+from mvla_daemon.core.messages import MS
 from mvla_daemon.errors import ExitCode
 from mvla_daemon.opencv import load_opencv
 from mvla_daemon.ops.realtime import precede_others, wake_on_time
@@ -33,8 +33,6 @@ _LEAVE_S = 0.2
 """How long a reading that doesn't hang may take to end: a few pictures."""
 _MAX_STUCK = 3
 """Earlier readings that may still hang inside a library; each holds threads and memory that only an exit frees."""
-_JUMP_NS = 5 * SECOND
-"""A picture that seems to have been on its way for longer says that the stream's own times have jumped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +178,13 @@ class _Reading(threading.Thread):
 
     def _begin(self, video: Any) -> None:
         """See that the pictures can be used and whether they have times; leave out those of the first moment."""
-        self._grab(video)
-        first_ns = self._stream_ns(video)
+        first_ns, _ = self._grab(video)
         picture = video.retrieve()[1]
         if picture is None or picture.shape != self._shape or picture.dtype != np.uint8:
             raise CameraError(self._wrong_picture(picture), ExitCode.CONFIG)
         settled_ns = time.monotonic_ns() + self._stream.settle_ns
         while not self._cancelled:
-            returned_ns = self._grab(video)
-            stream_ns = self._stream_ns(video)
+            stream_ns, returned_ns = self._grab(video)
             self._times.captured_ns(stream_ns, returned_ns)
             if returned_ns >= settled_ns:
                 self.clock = "stream" if first_ns < stream_ns else "read returned"
@@ -197,12 +193,12 @@ class _Reading(threading.Thread):
         self._news.set()
 
     def _take(self, video: Any) -> None:
-        returned_ns = self._grab(video)
+        stream_ns, returned_ns = self._grab(video)
         captured_ns = returned_ns
         if self.clock == "stream":
-            captured_ns = self._times.captured_ns(self._stream_ns(video), returned_ns)
-            if returned_ns - captured_ns > _JUMP_NS:
-                raise CameraError(f"{self._stream.name}: its times have jumped back; it is opened again")
+            captured_ns = self._times.captured_ns(stream_ns, returned_ns)
+            if self._times.is_behind(returned_ns):
+                raise CameraError(f"{self._stream.name} has been behind for seconds, or its times have jumped")
         pixels = self._slot.writable()
         if video.retrieve(pixels)[1] is pixels:
             self._number += 1
@@ -211,15 +207,16 @@ class _Reading(threading.Thread):
             self._malformed += 1
         self._news.set()
 
-    def _grab(self, video: Any) -> int:
-        """Wait for the next picture; when it came."""
+    def _grab(self, video: Any) -> tuple[int, int]:
+        """Wait for the next picture; its time in the stream, which stays 0 where there is none, and when it came.
+
+        GStreamer gives the time of its newest picture, which may have come after this one. Asked for in this order, it
+        is at least never of later than now.
+        """
         if not video.grab():
             raise CameraError(f"{self._stream.name} gives no picture any more: {self._stream.lost}")
-        return time.monotonic_ns()
-
-    def _stream_ns(self, video: Any) -> int:
-        """The grabbed picture's time in its stream; it stays 0 where the stream has none."""
-        return round(float(video.get(self._cv2.CAP_PROP_POS_MSEC)) * MS)
+        stream_ns = round(float(video.get(self._cv2.CAP_PROP_POS_MSEC)) * MS)
+        return stream_ns, time.monotonic_ns()
 
     def _wrong_picture(self, picture: NDArray[np.uint8] | None) -> str:
         height, width, _ = self._shape

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from mvla_daemon.core.messages import MS, SECOND
+
 _DRIFT_PPM = 200
 """How much faster or slower than ours a camera's clock may run; two quartzes of 100 ppm each."""
+_PROMPT_NS = 100 * MS
+"""A picture that was on its way for so much longer than the quickest one has waited somewhere."""
+_BEHIND_FOR_NS = 5 * SECOND
+"""No prompt picture for this long is no stall any more, which a reader makes up for in less."""
 
 
 class StreamClock:
@@ -18,6 +24,7 @@ class StreamClock:
     def __init__(self) -> None:
         self._offset_ns: int | None = None
         self._returned_ns = 0
+        self._prompt_ns = 0
 
     def captured_ns(self, stream_ns: int, returned_ns: int) -> int:
         """When the picture of this stream time, whose read returned at `returned_ns`, would have come unhindered."""
@@ -27,4 +34,11 @@ class StreamClock:
             offset_ns = min(offset_ns, risen_ns)
         self._offset_ns = offset_ns
         self._returned_ns = returned_ns
-        return stream_ns + offset_ns
+        captured_ns = stream_ns + offset_ns
+        if returned_ns - captured_ns <= _PROMPT_NS:
+            self._prompt_ns = returned_ns
+        return captured_ns
+
+    def is_behind(self, returned_ns: int) -> bool:
+        """Whether the stream has to be opened anew: its queue never empties, or its times have jumped back."""
+        return returned_ns - self._prompt_ns > _BEHIND_FOR_NS
