@@ -5,25 +5,26 @@ Units are in the names. `config_load.load_config` is the way in from a file.
 
 from __future__ import annotations
 
-import posixpath
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from mvla_daemon.camera_source import (
+    RECORDING,
+    SIMULATED,
+    SourceKind,
+    device_path,
+    is_device,
+    is_synthetic,
+    kind_of,
+)
 from mvla_daemon.core.limits import AxisLimit
 from mvla_daemon.core.messages import MS, SECOND
 
-SIMULATED = "sim://"
-"""The simulated robot, as a camera's source and as the motors' port."""
-NULL = "null://"
-"""Pictures of nothing from memory, as a camera's source."""
 BUNDLED = "bundled:"
 """How a policy that comes with the package is named."""
 BUNDLED_POLICIES = Path(__file__).parent / "bundled"
-_V4L2 = "v4l2://"
-RECORDING = "file://"
-"""How a recorded clip is named as a source."""
 _TTL_MARGIN_MS = 20
 """How long a command outlives its cycle's worst case, from motor link v1."""
 
@@ -46,9 +47,10 @@ def _sayable(text: str) -> str:
     return text
 
 
-def _is_device(path: str) -> bool:
-    """Whether a path names something below /dev, with no way out of it."""
-    return path.startswith("/dev/") and posixpath.normpath(path).startswith("/dev/")
+def _pixel_format(code: str) -> str:
+    if len(code) != 4 or not code.isascii() or not code.isprintable():
+        raise ValueError('must be the four characters of a V4L2 format, for example "MJPG" or "YUYV"')
+    return code
 
 
 Hertz = Annotated[float, Field(ge=0.1, le=1000)]
@@ -87,46 +89,54 @@ class Control(_Model):
 
 
 class Camera(_Model):
-    """Where pictures come from."""
+    """Where pictures come from; `width` and `height` are the camera's own, before it is turned and flipped.
+
+    `format` and `buffers` of None are OpenCV's choice and two, `sensor_mode` of None the driver's choice, `latency_ms`
+    of None that nobody said how much of a picture's age the source hides.
+    """
 
     source: PathText
     width: Annotated[int, Field(ge=1, le=8192)] = 640
     height: Annotated[int, Field(ge=1, le=8192)] = 480
     fps: Hertz = 50
+    format: Annotated[str, AfterValidator(_pixel_format)] | None = None
+    buffers: Annotated[int, Field(ge=1, le=10)] | None = None
+    sensor_mode: Annotated[int, Field(ge=0, le=99)] | None = None
     rotation: Annotated[Literal[0, 90, 180, 270], BeforeValidator(_whole_number)] = 0
+    flip: Literal["none", "horizontal", "vertical"] = "none"
     frozen_after_ms: MillisecondsOrZero = 500
-    latency_ms: MillisecondsOrZero = 0
+    latency_ms: MillisecondsOrZero | None = None
 
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        recording = source.startswith(RECORDING) and source != RECORDING
-        if recording or source in {SIMULATED, NULL} or _is_device(source.removeprefix(_V4L2)):
-            return source
-        raise ValueError(
-            'must be a camera\'s device (/dev/video0, v4l2:///dev/video0), a recording (file://clip.avi) or "sim://", '
-            "the simulated robot's camera"  # null:// is for bench, which names it itself
-        )
+        kind_of(source)
+        return source
+
+    @property
+    def kind(self) -> SourceKind:
+        """What stands behind the source."""
+        return kind_of(self.source)
 
     @property
     def is_live(self) -> bool:
         """Whether the pictures show what is before a real camera now."""
-        return not (self.is_recorded or self.is_simulated or self.is_null)
+        return not (self.is_recorded or self.is_simulated or self.is_null or is_synthetic(self.source))
 
     @property
     def is_simulated(self) -> bool:
         """Whether the pictures are the simulated robot's."""
-        return self.source == SIMULATED
+        return self.kind is SourceKind.SIMULATED
 
     @property
     def is_null(self) -> bool:
         """Whether the pictures are of nothing."""
-        return self.source == NULL
+        return self.kind is SourceKind.NULL
 
     @property
     def is_recorded(self) -> bool:
         """Whether the pictures come from a file instead of a live camera."""
-        return self.source.startswith(RECORDING)
+        return self.kind is SourceKind.RECORDING
 
     @property
     def file_path(self) -> Path | None:
@@ -135,8 +145,8 @@ class Camera(_Model):
 
     @property
     def device(self) -> str | None:
-        """The live camera's path below /dev; None for any other source."""
-        return self.source.removeprefix(_V4L2) if self.is_live else None
+        """The V4L2 camera's path below /dev; None for any other source."""
+        return device_path(self.source) if self.kind is SourceKind.V4L2 else None
 
     @property
     def frame_period_ns(self) -> int:
@@ -146,7 +156,7 @@ class Camera(_Model):
     @property
     def latency_ns(self) -> int:
         """What the source hides of a picture's age."""
-        return round(self.latency_ms * MS)
+        return round((self.latency_ms or 0) * MS)
 
 
 class Policy(_Model):
@@ -181,7 +191,7 @@ class Motor(_Model):
     @field_validator("port")
     @classmethod
     def _known_port(cls, port: str) -> str:
-        if port == SIMULATED or _is_device(port):
+        if port == SIMULATED or is_device(port):
             return port
         raise ValueError('must be a serial port\'s device (/dev/serial/by-id/...) or "sim://", the simulated robot')
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mvla_daemon.config import BUNDLED, BUNDLED_POLICIES, RECORDING, Config, Sections
+from mvla_daemon.camera_source import RECORDING, without_secrets
+from mvla_daemon.config import BUNDLED, BUNDLED_POLICIES, Config, Sections
 from mvla_daemon.config_rules import RULES
 from mvla_daemon.config_source import ConfigSource, dotted
 
@@ -135,5 +136,7 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of more than 64 bits"
+    if isinstance(value, str):
+        value = without_secrets(value)
     text = repr(value) if isinstance(value, (str, int, float)) else str(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from mvla_daemon.camera_source import SourceKind
 from mvla_daemon.config import BUNDLED, BUNDLED_POLICIES, Sections
 from mvla_daemon.core.freshness import CAMERA_ABSENT_NS
 from mvla_daemon.core.messages import MS
@@ -91,10 +92,14 @@ def _gate_before_policy(c: Sections) -> str | None:
 def _real_robot_sees(c: Sections) -> str | None:
     if c.camera.is_live or c.motor.is_simulated or c.safety.bench_test:
         return None
-    pictures = "a recording" if c.camera.is_recorded else "a simulated camera" if c.camera.is_simulated else "no camera"
+    names = {
+        SourceKind.RECORDING: "a recording",
+        SourceKind.SIMULATED: "a simulated camera",
+        SourceKind.PIPELINE: "a pipeline that plays a file or a test picture",
+    }
     return (
-        f"{pictures} must not drive the real robot on motor.port; set camera.source to a live camera, "
-        'motor.port = "sim://", or, with the wheels off the ground, safety.bench_test = true'
+        f"{names.get(c.camera.kind, 'no camera')} must not drive the real robot on motor.port; set camera.source to a "
+        'live camera, motor.port = "sim://", or, with the wheels off the ground, safety.bench_test = true'
     )
 
 
@@ -122,9 +127,41 @@ def _bundled_is_there(c: Sections) -> str | None:
 
 
 def _simulated_picture(c: Sections) -> str | None:
-    if not c.camera.is_simulated or (c.camera.width, c.camera.height, c.camera.rotation) == (640, 480, 0):
+    camera = c.camera
+    if not camera.is_simulated or (camera.width, camera.height, camera.rotation, camera.flip) == (640, 480, 0, "none"):
         return None
-    return "the simulated camera takes pictures of 640x480 and is not rotated; set width, height and rotation to that"
+    return (
+        "the simulated camera takes pictures of 640x480 and is neither rotated nor flipped; set width, height, "
+        "rotation and flip to that"
+    )
+
+
+def _hidden_delay_is_stated(c: Sections) -> str | None:
+    kind, latency_ms = c.camera.kind, c.camera.latency_ms
+    if kind not in _HIDING or (latency_ms is not None and (latency_ms > 0 or kind is not SourceKind.RTSP)):
+        return None
+    return (
+        f"{kind.value} does not tell how old its pictures are; measure it (film a running clock, and compare both) and "
+        "set camera.latency_ms" + (" above 0" if kind is SourceKind.RTSP else "")
+    )
+
+
+def _keys_of_v4l2(c: Sections) -> str | None:
+    if c.camera.kind not in _HIDING or (c.camera.format is None and c.camera.buffers is None):
+        return None
+    return f"format and buffers are set on V4L2 devices, not on {c.camera.kind.value}; leave them out"
+
+
+def _keys_of_csi(c: Sections) -> str | None:
+    if c.camera.sensor_mode is None or c.camera.kind not in _WITHOUT_SENSOR_MODE:
+        return None
+    return f"sensor_mode is chosen on CSI cameras (csi://0), not on {c.camera.kind.value}; leave it out"
+
+
+_HIDING = {SourceKind.CSI, SourceKind.RTSP, SourceKind.PIPELINE}
+"""Live sources whose pictures come without the time at which they were taken."""
+_WITHOUT_SENSOR_MODE = {SourceKind.V4L2, SourceKind.RTSP, SourceKind.PIPELINE}
+"""Recorded and simulated cameras are left out: a robot's file may be tried with one of those by a single --set."""
 
 
 Rule: TypeAlias = "Callable[[Sections], str | None]"
@@ -143,7 +180,10 @@ RULES: dict[Rule, tuple[str, ...]] = {
     _gate_before_policy: ("realtime.gate_priority", "realtime.policy_priority"),
     _dla_in_half: ("tensorrt.precision", "tensorrt.dla_core"),
     _bundled_is_there: ("policy.manifest",),
-    _simulated_picture: ("camera.width", "camera.height", "camera.rotation", "camera.source"),
+    _simulated_picture: ("camera.width", "camera.height", "camera.rotation", "camera.flip", "camera.source"),
+    _hidden_delay_is_stated: ("camera.latency_ms", "camera.source"),
+    _keys_of_v4l2: ("camera.format", "camera.buffers", "camera.source"),
+    _keys_of_csi: ("camera.sensor_mode", "camera.source"),
     _null_moves_nothing: ("motor.port", "camera.source", "policy.backend"),
     _real_robot_sees: ("camera.source", "motor.port", "safety.bench_test"),
 }

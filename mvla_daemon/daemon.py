@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvla_daemon import __version__, assembly
+from mvla_daemon.camera_source import source_shown
 from mvla_daemon.config import Config
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
@@ -96,7 +97,8 @@ def _run_in_lockstep(config: Config, telemetry: Telemetry, wire: Path | None) ->
 def _first_line(config: Config) -> str:
     kind = "SIMULATED robot" if config.simulated else f"motors on {config.motor.port}"
     bench = "BENCH TEST, wheels off the ground: " if config.bench_test_active else ""
-    pictures = f"a recording ({config.camera.source})" if config.camera.is_recorded else config.camera.source
+    source = source_shown(config.camera.source)
+    pictures = f"a recording ({source})" if config.camera.is_recorded else source
     if config.camera.is_simulated:
         pictures = f"its simulated camera in room {config.sim.seed}"
     control = config.control

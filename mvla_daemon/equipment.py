@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mvla_daemon.camera_source import SourceKind, pipeline_text, sensor_id
 from mvla_daemon.cameras.base import Camera
 from mvla_daemon.cameras.file import FileCamera
+from mvla_daemon.cameras.gstreamer import csi_camera, pipeline_camera
 from mvla_daemon.cameras.null import NullCamera
+from mvla_daemon.cameras.rtsp import rtsp_camera
 from mvla_daemon.cameras.simulated import SimulatedCamera
 from mvla_daemon.cameras.v4l2 import V4l2Camera
 from mvla_daemon.config import Config
@@ -25,18 +28,28 @@ if TYPE_CHECKING:
     from mvla_daemon.engines.engine_store import TellBuilt
 
 
-def camera_for(config: Config, simulated_camera: Path | None) -> Camera:
-    """The camera, not yet open; `simulated_camera` is where the simulator serves its pictures."""
+def camera_for(config: Config, simulated_camera: Path | None, tell: Callable[[str], None]) -> Camera:
+    """The camera, not yet open; `simulated_camera` is where the simulator serves its pictures.
+
+    `tell` is given what opening it has to say.
+    """
     camera = config.camera
-    if camera.is_simulated:
+    source, kind, width, height, fps = camera.source, camera.kind, camera.width, camera.height, camera.fps
+    if kind is SourceKind.SIMULATED:
         assert simulated_camera is not None
         return SimulatedCamera(simulated_camera)
-    if camera.is_null:
-        return NullCamera(camera.width, camera.height, camera.fps)
+    if kind is SourceKind.NULL:
+        return NullCamera(width, height, fps)
     if camera.file_path is not None:
-        return FileCamera(camera.file_path, camera.width, camera.height, camera.fps)
+        return FileCamera(camera.file_path, width, height, fps)
+    if kind is SourceKind.CSI:
+        return csi_camera(sensor_id(source), width, height, fps, camera.sensor_mode)
+    if kind is SourceKind.RTSP:
+        return rtsp_camera(source, width, height)
+    if kind is SourceKind.PIPELINE:
+        return pipeline_camera(pipeline_text(source), width, height)
     assert camera.device is not None
-    return V4l2Camera(camera.device, camera.width, camera.height, camera.fps)
+    return V4l2Camera(camera.device, width, height, fps, pixel_format=camera.format, buffers=camera.buffers, tell=tell)
 
 
 def engine_for(

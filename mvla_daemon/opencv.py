@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from types import ModuleType
 
 from mvla_daemon.errors import DaemonError, ExitCode
@@ -28,3 +29,8 @@ def load_opencv() -> ModuleType:
     # Its pool's threads spin between pictures, on the cores that the policy needs.
     cv2.setNumThreads(1)
     return cv2
+
+
+def is_built_with(cv2: ModuleType, part: str) -> bool:
+    """Whether OpenCV was built with a part of its video input: "GStreamer", "FFMPEG" or "v4l/v4l2"."""
+    return re.search(rf"^\s*{part}:\s+YES", cv2.getBuildInformation(), re.MULTILINE) is not None

@@ -23,6 +23,7 @@ from mvla_daemon.cameras.base import Camera
 from mvla_daemon.cameras.capture import CaptureThread
 from mvla_daemon.cameras.slot import Frame, NewestFrameSlot
 from mvla_daemon.config import Config
+from mvla_daemon.core.image import Orientation
 from mvla_daemon.core.messages import SECOND, Velocity
 from mvla_daemon.cycles import Cycles, Outlets
 from mvla_daemon.engines.base import EngineError
@@ -87,7 +88,8 @@ class PolicyProcess:
         manifest = load_manifest(self.config.resolve(self.config.policy.manifest))
         camera = self.config.camera
         self._loaded = engine = engine_for(self.config, manifest, self._tell, self._tell_built)
-        thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), camera.rotation, self._board)
+        orientation = Orientation(camera.rotation, camera.flip)
+        thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), orientation, self._board)
         await self._engine.call(thinker.load)
         return manifest, thinker
 
@@ -98,16 +100,21 @@ class PolicyProcess:
     def _tell_built(self, sentence: str, about: Mapping[str, Any]) -> None:
         self._telemetry.event("engine_built", sentence, "info", **about)
 
+    def _tell_of_camera(self, sentence: str) -> None:
+        """What opening the camera has to say; called on the thread that opens it."""
+        self._telemetry.event("camera", sentence, "warning")
+
     async def _watch_camera(self) -> Camera:
         """Start to capture; returns once there was a usable picture."""
-        camera = camera_for(self.config, self._simulated_camera)
+        camera = camera_for(self.config, self._simulated_camera, self._tell_of_camera)
         capture = CaptureThread(
             camera,
             self.slot,
             self._on_frame,
             on_event=lambda name, sentence: self._telemetry.event(name, sentence, "warning"),
-            latency_ms=self.config.camera.latency_ms,
+            latency_ns=self.config.camera.latency_ns,
             min_interval_ns=self.config.control.period_ns // 2,
+            frame_period_ns=self.config.camera.frame_period_ns if self.config.camera.is_live else 0,
         )
         await self._loop.run_in_executor(None, capture.open_first)
         capture.start()

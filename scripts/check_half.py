@@ -81,7 +81,7 @@ def images_for(manifest: Manifest, frames: Iterator[NDArray[np.uint8]]) -> list[
     prepared = []
     for frame in frames:
         image = np.empty(manifest.inputs.image.shape, manifest.inputs.image.dtype)
-        Preprocessor(manifest.inputs.image, *frame.shape[:2], 0)(frame, image)
+        Preprocessor(manifest.inputs.image, *frame.shape[:2])(frame, image)
         prepared.append(image)
     return prepared
 

@@ -85,7 +85,7 @@ class Eye:
     def __init__(self, room: Room) -> None:
         self._painter = Painter(room)
         self._picture = np.empty((CAMERA_HEIGHT_PX, CAMERA_WIDTH_PX, 3), np.uint8)
-        self._preprocess = Preprocessor(IMAGE, CAMERA_HEIGHT_PX, CAMERA_WIDTH_PX, 0)
+        self._preprocess = Preprocessor(IMAGE, CAMERA_HEIGHT_PX, CAMERA_WIDTH_PX)
         self.image: NDArray[np.float32] = np.empty(IMAGE.shape, np.float32)
         """The model's input, as `look` leaves it."""
 

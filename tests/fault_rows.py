@@ -62,6 +62,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
             *_in(CAMERA, "a_camera_that_is_gone_is_stale_then_lost_and_is_opened_again"),
             *_in(DAEMON, "a_camera_that_goes_is_stale_then_lost_and_can_come_back"),
             *_in(CAMERA, "a_camera_that_comes_back_under_another_number_is_found_by_its_port"),
+            *_in("test_stream_sources", "a_network_camera_is_read_lost_and_found_again"),
             *_in("test_capture", "a_camera_that_opens_and_fails_at_once_is_one_loss_with_growing_pauses"),
         ],
     ),
@@ -70,6 +71,12 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         [
             *_in(CAMERA, "a_read_that_blocks_is_stale_then_lost_and_holds_up_nobody"),
             *_in("test_capture", "stopping_does_not_wait_for_a_driver_that_never_returns"),
+            *_in(
+                "test_stream_camera",
+                "a_read_that_hangs_ends_in_its_time_and_the_next_opening_does_not_wait_for_it",
+                "a_capture_thread_ends_while_the_library_hangs",
+            ),
+            *_in("test_stream_sources", "a_network_camera_that_never_answers_holds_up_nobody"),
         ],
     ),
     "F12": (
@@ -364,7 +371,12 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         "a slow camera, old buffers, a policy without room",
         [
             *_in(CAMERA, "a_camera_that_slows_down_in_the_dark_is_stopped_for_as_stale"),
-            *_in("test_capture", "pictures_from_before_a_reopening_are_never_used"),
+            *_in(
+                "test_capture",
+                "pictures_from_before_a_reopening_are_never_used",
+                "a_camera_that_slows_down_in_the_dark_is_told_of_once_and_again_when_it_is_on_time",
+            ),
+            *_in("test_stream_camera", "pictures_from_before_the_opening_are_thrown_away"),
             *_in(DAEMON, "a_policy_that_needs_too_long_is_refused_with_its_budget"),
         ],
     ),

@@ -99,7 +99,9 @@ class Seen:
         return {name: count for name, count in self.counts.items() if count and name != "published"}
 
 
-def captured(camera: ScriptedCamera, *, latency_ms: float = 0, min_interval_ns: int = 0) -> Seen:
+def captured(
+    camera: ScriptedCamera, *, latency_ns: int = 0, min_interval_ns: int = 0, frame_period_ns: int = 0
+) -> Seen:
     """Run the camera's whole script and tell what came out."""
     seen = Seen()
     slot = NewestFrameSlot(48, 64)
@@ -114,8 +116,9 @@ def captured(camera: ScriptedCamera, *, latency_ms: float = 0, min_interval_ns: 
         slot,
         on_frame,
         on_event=lambda name, sentence: seen.events.append((name, sentence)),
-        latency_ms=latency_ms,
+        latency_ns=latency_ns,
         min_interval_ns=min_interval_ns,
+        frame_period_ns=frame_period_ns,
     )
     thread.open_first()
     thread.start()
@@ -159,7 +162,7 @@ def test_hidden_delay_is_taken_off_the_capture_time() -> None:
         time.sleep(max(0, at_ns - time.monotonic_ns()) / 1e9)
         return picture(at_ns=at_ns)(into)
 
-    seen = captured(ScriptedCamera(delayed), latency_ms=30)
+    seen = captured(ScriptedCamera(delayed), latency_ns=30 * MS)
     assert seen.frames[0][0].captured_ns == at_ns - 30 * MS
 
 
@@ -286,6 +289,35 @@ def test_pictures_from_before_a_reopening_are_never_used() -> None:
     assert seen.values == [101, 103]
     assert seen.faults == {"lost": 1, "old": 1}
     assert seen.event_names == ["camera_lost", "camera_back"]
+
+
+def paced(gaps_ms: list[int]) -> ScriptedCamera:
+    """A camera whose pictures are so far apart by their capture times, all of them after its opening."""
+    camera = ScriptedCamera()
+
+    def step(at_ms: int) -> Step:
+        def read(into: NDArray[np.uint8]) -> Capture:
+            at_ns = camera.opened_ns[0] + at_ms * MS // 100
+            time.sleep(max(0, at_ns - time.monotonic_ns()) / 1e9)
+            return picture(at_ns=at_ns)(into)
+
+        return read
+
+    camera.steps = [step(at_ms) for at_ms in np.cumsum([100, *gaps_ms]).tolist()]
+    return camera
+
+
+def test_a_camera_that_slows_down_in_the_dark_is_told_of_once_and_again_when_it_is_on_time() -> None:
+    """In a hundredth of the time: 30 pictures a second, 7.5 in the dark, single gaps of pictures that got lost."""
+    gaps_ms = [33] * 16 + [33, 33, 33, 100, 33, 33, 100, 33] * 2 + [133] * 24 + [33] * 16
+    seen = captured(paced(gaps_ms), frame_period_ns=33 * MS // 100)
+    assert seen.event_names == ["camera_slow", "camera_on_time"]
+    assert "camera scripted gives 751.9 pictures a second instead of 3030.3: in low light" in seen.events[0][1]
+    assert "3030.3 pictures a second again" in seen.events[1][1]
+
+
+def test_a_rate_that_nobody_promised_is_not_told_of() -> None:
+    assert captured(paced([133] * 24)).events == []
 
 
 def test_stopping_does_not_wait_for_a_driver_that_never_returns() -> None:

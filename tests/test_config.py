@@ -71,9 +71,13 @@ def test_keys_that_are_left_out_have_the_values_of_the_design(tmp_path: Path) ->
             "width": 640,
             "height": 480,
             "fps": 50,
+            "format": None,
+            "buffers": None,
+            "sensor_mode": None,
             "rotation": 0,
+            "flip": "none",
             "frozen_after_ms": 500,
-            "latency_ms": 0,
+            "latency_ms": None,
         },
         "policy": {"manifest": str(tmp_path / "policy.toml"), "backend": "onnxruntime", "instruction": None},
         "tensorrt": {"precision": "fp16", "workspace_mib": 1024, "dla_core": None, "cache": None},
@@ -114,7 +118,7 @@ def test_half_a_limit_keeps_the_other_half_of_its_own_axis(tmp_path: Path) -> No
 
 def test_a_whole_number_may_stand_for_a_real_one(tmp_path: Path) -> None:
     config = load(tmp_path, "[limits.linear_x]\nmax = 1\naccel = 2")
-    assert repr((config.limits.linear_x.max, config.camera.latency_ms)) == "(1.0, 0.0)"
+    assert repr((config.limits.linear_x.max, config.motor.identify_timeout_s)) == "(1.0, 5.0)"
 
 
 def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
@@ -170,6 +174,8 @@ def test_relative_paths_are_relative_to_the_file_and_not_to_the_current_folder(
         ("/dev/video0", "/dev/video0", None),
         ("/dev/v4l/by-id/usb-cam-index0", "/dev/v4l/by-id/usb-cam-index0", None),
         ("v4l2:///dev/video2", "/dev/video2", None),
+        ("v4l2://0", "/dev/video0", None),
+        ("v4l2://12", "/dev/video12", None),
         ("file:///clips/a b.avi", None, Path("/clips/a b.avi")),
     ],
 )
@@ -183,9 +189,10 @@ def test_camera_sources(tmp_path: Path, source: str, device: str | None, file: P
     [
         *(
             "sim:",
-            "csi://0",
-            "rtsp://camera/1",
-            "gst:videotestsrc",
+            "csi:0",
+            "csi://",
+            "csi://-1",
+            "csi:///dev/video0",
             "0",
             "",
             "video0",
@@ -201,6 +208,90 @@ def test_other_camera_sources_are_refused_naming_what_is_accepted(tmp_path: Path
     assert line.startswith("--set camera.source: ")
     if source:
         assert all(word in line for word in (repr(source), "/dev/video0", "v4l2:///dev/video0", "file://"))
+
+
+@pytest.mark.parametrize("source", ["csi://0", "rtsp://me:secret@192.168.0.10:554/1?a=b", "gst:v4l2src ! jpegdec"])
+def test_a_live_source_that_hides_its_delay_needs_it_stated(tmp_path: Path, source: str) -> None:
+    named = [f"camera.source='{source}'", "camera.fps=30", "control.max_frame_age_ms=200"]
+    line = only_error(tmp_path, overrides=named)
+    assert line.startswith("--set camera.source: ")
+    assert "camera.latency_ms" in line
+    assert "secret" not in line
+    camera = load(tmp_path, overrides=[*named, "camera.latency_ms=100"]).camera
+    assert (camera.is_live, camera.device, camera.file_path) == (True, None, None)
+    assert camera.latency_ns == 100_000_000
+
+
+def test_no_network_camera_is_without_delay(tmp_path: Path) -> None:
+    rest = ["camera.fps=30", "control.max_frame_age_ms=200", "camera.latency_ms=0"]
+    assert "above 0" in only_error(tmp_path, overrides=["camera.source='rtsp://camera/1'", *rest])
+    load(tmp_path, overrides=["camera.source='csi://0'", *rest])
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("rtsp://", "name a host"),
+        ("rtsp:///stream", "name a host"),
+        ("rtsp://camera:port/1", "name a host"),
+        ("rtsp://camera/a b", "name a host"),
+        ("rtsp://me:se/cret@camera/1", "%2F and %40"),
+        ("gst:", "a pipeline behind gst:"),
+        ("gst: ", "a pipeline behind gst:"),
+        ("gst:v4l2src ! appsink", "appsink"),
+        ("gst:v4l2src !", "without a last '!'"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_told_how_to_write_it(tmp_path: Path, source: str, words: str) -> None:
+    line = only_error(tmp_path, overrides=[f"camera.source='{source}'", "camera.latency_ms=10"])
+    assert line.startswith("--set camera.source: is ")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "rtsp://me:secret@camera:port/1",
+        "RTSP://me:secret@camera/1",
+        "rtsps://me:secret@camera/1",
+        "rtsp://me:a secret@camera/1",
+        "gst:rtspsrc location=rtsp://me:secret@camera/1 ! appsink",
+        "gst:rtspsrc user-id=secret user-pw=secret ! appsink",
+    ],
+)
+def test_no_password_is_in_a_refusal(tmp_path: Path, source: str) -> None:
+    (line,) = errors(write(tmp_path, LEAST), [f"camera.source='{source}'"])
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["videotestsrc", "filesrc location=a.mp4 ! decodebin", "uridecodebin uri=file:///a"]
+)
+def test_a_pipeline_of_no_live_camera_drives_no_real_robot(tmp_path: Path, pipeline: str) -> None:
+    named = [f"camera.source='gst:{pipeline}'", "camera.latency_ms=0"]
+    assert "must not drive the real robot" in only_error(tmp_path, overrides=named)
+    assert load(tmp_path, overrides=[*named, "safety.bench_test=true"]).bench_test_active
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ("csi://0", "camera.format='MJPG'"),
+        ("csi://0", "camera.buffers=2"),
+        ("rtsp://camera/1", "camera.buffers=2"),
+        ("gst:v4l2src", "camera.format='MJPG'"),
+        ("rtsp://camera/1", "camera.sensor_mode=1"),
+        ("/dev/video0", "camera.sensor_mode=1"),
+    ],
+)
+def test_a_key_of_another_kind_of_camera_is_refused(tmp_path: Path, source: str, key: str) -> None:
+    rest = ["camera.fps=30", "control.max_frame_age_ms=200", "camera.latency_ms=50"]
+    line = only_error(tmp_path, overrides=[f"camera.source='{source}'", key, *rest])
+    assert line.startswith(f"--set {key.partition('=')[0]}: ")
+    assert "leave " in line
+    load(tmp_path, overrides=["camera.source='file://a.avi'", key, *rest, "motor.port=sim://"])  # a try without it
+    good = "csi://1" if "sensor_mode" in key else "/dev/video0"
+    load(tmp_path, overrides=[f"camera.source='{good}'", key, *rest])
 
 
 def test_the_simulated_camera_and_a_bundled_policy_are_named_by_themselves(tmp_path: Path) -> None:
@@ -232,7 +323,9 @@ def test_the_picture_of_a_drive_is_beside_the_file_unless_it_says_where(tmp_path
     assert load(tmp_path, "[sim]\nseed = 2147483647").sim.seed == 2_147_483_647
 
 
-@pytest.mark.parametrize("override", ["camera.width=320", "camera.height=240", "camera.rotation=180"])
+@pytest.mark.parametrize(
+    "override", ["camera.width=320", "camera.height=240", "camera.rotation=180", "camera.flip=vertical"]
+)
 def test_the_simulated_camera_has_one_size_and_is_not_rotated(tmp_path: Path, override: str) -> None:
     line = only_error(tmp_path, overrides=["camera.source='sim://'", "motor.port='sim://'", override])
     assert line.startswith(f"--set {override.partition('=')[0]}: ")
@@ -278,6 +371,10 @@ def test_other_ports_are_refused(tmp_path: Path, port: str) -> None:
         ("camera.height", ["1", "8192"], ["0", "-480", "8193", "480.5"]),
         ("camera.fps", ["20", "1000"], ["0", "-1", "1001", "nan"]),
         ("camera.rotation", ["0", "90", "180", "270"], ["45", "360", "-90", "90.0", "false", '"90"']),
+        ("camera.format", ['"MJPG"', '"YUYV"', '"Y16 "'], ['"MJPEG"', '""', '"JPG"', "1196444237", '"\\u00e4BCD"']),
+        ("camera.buffers", ["1", "10"], ["0", "11", "2.0", "true"]),
+        ("camera.sensor_mode", [], ["-1", "100", '"0"']),
+        ("camera.flip", ['"none"', '"horizontal"', '"vertical"'], ['"both"', "true", "1"]),
         ("camera.frozen_after_ms", ["0", "100", "60000"], ["-1", "inf", "60001"]),
         ("camera.latency_ms", ["0", "40"], ["-1", "nan"]),
         ("policy.manifest", ['"/a/b.toml"'], ['""', "3", '"a\\u0000b"']),

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mvla_daemon.cameras import v4l2
+from mvla_daemon.cameras import v4l2, v4l2_nodes
 from mvla_daemon.cameras.base import CameraError
 from mvla_daemon.cameras.capture import CaptureThread
 from mvla_daemon.cameras.slot import NewestFrameSlot
@@ -157,8 +157,8 @@ def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if not Path(path).exists():
             raise CameraError(f"camera {path} is not there")
 
-    monkeypatch.setattr(v4l2, "Path", there)
-    monkeypatch.setattr(v4l2, "_check_node", check)
+    monkeypatch.setattr(v4l2_nodes, "Path", there)
+    monkeypatch.setattr(v4l2, "check_node", check)
     monkeypatch.setattr(cv2, "VideoCapture", Video)
     Video.opened = []
     return tmp_path / "dev"

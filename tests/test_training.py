@@ -135,7 +135,7 @@ def test_a_stored_picture_is_what_the_network_makes_of_the_daemons_input() -> No
     np.testing.assert_allclose(stored.numpy(), pooled.numpy(), atol=0.51 / 255 / 0.224)
     # The eye's image is the daemon's own preprocessing; another picture would not have passed.
     other = np.empty_like(eye.image)
-    Preprocessor(IMAGE, 480, 640, 0)(picture, other)
+    Preprocessor(IMAGE, 480, 640)(picture, other)
     assert np.abs(other - eye.image).max() > 1
 
 

@@ -44,7 +44,7 @@ class Camera(Protocol):
 
     @property
     def clock(self) -> str:
-        """Where capture times come from: "kernel", "read returned" or "paced file"; known once it is open."""
+        """Where capture times come from: "kernel", "stream", "read returned", "paced file"; known once it is open."""
 
     def open(self) -> None:
         """Make it ready to be read; raises CameraError when it is absent or not as configured."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mvla_daemon.cameras.base import CameraError, Capture, PictureError
+from mvla_daemon.cameras.rate import RateWatch
 from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.ops.realtime import precede_others, wake_on_time
 
@@ -41,9 +42,10 @@ _STOP_WAIT_S = 0.5
 class CaptureThread:
     """Moves pictures from a camera into a slot on a thread of its own.
 
-    `on_frame()` follows each published frame, `on_event(name, sentence)` says "camera_lost" and "camera_back"; both
-    are called on the capture thread. `latency_ms` is the delay that the source hides. Of any `2 * min_interval_ns` no
-    more than two frames are published; 0 turns that off. `counts` says what became of each picture.
+    `on_frame()` follows each published frame, `on_event(name, sentence)` says "camera_lost" and "camera_back",
+    "camera_slow" and "camera_on_time"; both are called on the capture thread. `latency_ns` is the delay that the source
+    hides. Of any `2 * min_interval_ns` no more than two frames are published; 0 turns that off. A camera whose pictures
+    are further apart than `frame_period_ns` is told of; 0 turns that off. `counts` says what became of each picture.
 
     A frozen picture is published all the same: its CRC goes with the command, and the gate judges by it.
     """
@@ -55,8 +57,9 @@ class CaptureThread:
         on_frame: Callable[[], None],
         *,
         on_event: Callable[[str, str], None],
-        latency_ms: float = 0,
+        latency_ns: int = 0,
         min_interval_ns: int = 0,
+        frame_period_ns: int = 0,
     ) -> None:
         self.counts = dict.fromkeys(
             ("published", "malformed", "time_future", "time_repeated", "old", "too_fast", "black", "lost"), 0
@@ -66,7 +69,8 @@ class CaptureThread:
         self._sample = np.ascontiguousarray(slot.writable()[::ROW_STEP])
         self._on_frame = on_frame
         self._on_event = on_event
-        self._latency_ns = round(latency_ms * MS)
+        self._latency_ns = latency_ns
+        self._rate = RateWatch(frame_period_ns) if frame_period_ns else None
         self._pair_interval_ns = 2 * min_interval_ns
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
@@ -142,6 +146,7 @@ class CaptureThread:
         if source_ns <= self._last_source_ns:
             return "time_repeated"
         self._last_source_ns = source_ns
+        self._watch_rate(source_ns)
         if self._captured_ns(capture, now_ns) < self._opened_ns:
             return "old"
         if now_ns - self._published_ns[0] < self._pair_interval_ns:
@@ -150,6 +155,19 @@ class CaptureThread:
         if self._sample[:, ::_COLUMN_STEP].max() < _BLACK_BELOW:
             return "black"
         return None
+
+    def _watch_rate(self, source_ns: int) -> None:
+        if self._rate is None or not self._rate.see(source_ns):
+            return
+        if self._rate.is_slow:
+            self._on_event(
+                "camera_slow",
+                f"{self._camera.name} gives {self._rate.fps:.1f} pictures a second instead of "
+                f"{self._rate.expected_fps:g}: in low light a camera stretches its exposure, which light or a fixed "
+                "exposure prevents",
+            )
+        else:
+            self._on_event("camera_on_time", f"{self._camera.name} gives {self._rate.fps:.1f} pictures a second again")
 
     def _reject(self, fault: str) -> None:
         self.counts[fault] += 1
@@ -161,6 +179,8 @@ class CaptureThread:
             return
         self._camera.close()
         self._opened_ns = 0
+        if self._rate is not None:
+            self._rate.begin()
         self.counts["lost"] += 1
         if self._lost_ns is None:
             self._lost_ns = time.monotonic_ns()

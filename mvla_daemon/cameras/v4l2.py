@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvla_daemon.cameras.base import CameraError, Capture, PictureError
+from mvla_daemon.cameras.v4l2_nodes import check_node, port_of
+from mvla_daemon.cameras.v4l2_queries import buffer_count, has_monotonic_times, stretches_exposure
 from mvla_daemon.core.messages import MS, SECOND
 from mvla_daemon.errors import ExitCode
 from mvla_daemon.opencv import load_opencv
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from numpy.typing import NDArray
 
-_VIDEO_MAJOR = 81
-"""Linux' device number of video devices (Documentation/admin-guide/devices.txt)."""
 _BUFFERS = 2
 """One for the driver to fill, one to read from: after a stall at most two pictures are old."""
+_MOST_BUFFERS = 32
+"""As many as a V4L2 device may have (VIDEO_MAX_FRAME)."""
 _LEAST_RATE = 0.9
 """A driver's rate, as a part of the configured one; rounded intervals differ by a little."""
+_SAME_RATE = 0.01
+"""29.97 fps may be called 30 without a word."""
+_FIRST_PICTURES = 5
+"""How many may be unusable before a camera's format is."""
+_WAITED_NS = MS
+"""A grab that takes a picture from the queue takes some 0.1 ms; one that waits for the sensor, longer."""
 _KERNEL_CLOCK_PAST_NS = SECOND
 _KERNEL_CLOCK_FUTURE_NS = 5 * MS
-_JPEG_FORMATS = tuple(int.from_bytes(code, "little") for code in (b"MJPG", b"JPEG"))
+_JPEG_FORMATS = {"MJPG", "JPEG"}
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
 
@@ -36,13 +42,24 @@ _JPEG_END = b"\xff\xd9"
 class V4l2Camera:
     """A camera such as /dev/video0, or a link to one.
 
-    An uncompressed format is used where it reaches the rate, since it is decoded in a tenth of the time, else Motion
-    JPEG. The capture time is the kernel's buffer timestamp when the first picture shows that it is CLOCK_MONOTONIC,
-    else the instant at which the read returned. That is settled once an opening: to choose per picture would give an
-    old picture, whose timestamp looks wrong, the time of now.
+    Where no `pixel_format` (four characters) is given, an uncompressed one is used if it reaches the rate, since it is
+    decoded in a tenth of the time, else Motion JPEG. `tell` is given, in a sentence, what the driver did otherwise than
+    asked. The capture time is the kernel's buffer timestamp when the driver and the first picture say that it is
+    CLOCK_MONOTONIC, else the instant at which the read returned. That is settled once an opening: to choose per picture
+    would give an old picture, whose timestamp looks wrong, the time of now.
     """
 
-    def __init__(self, device: str, width: int, height: int, fps: float) -> None:
+    def __init__(
+        self,
+        device: str,
+        width: int,
+        height: int,
+        fps: float,
+        *,
+        pixel_format: str | None = None,
+        buffers: int | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         self.name = f"camera {device}"
         self.clock = "read returned"
         self._device = device
@@ -50,6 +67,10 @@ class V4l2Camera:
         self._width = width
         self._height = height
         self._fps = fps
+        self._format = pixel_format
+        self._buffers = buffers or _BUFFERS
+        self._tell = tell or (lambda _: None)
+        self._told = ""
         self._cv2: Any = None
         self._video: Any = None
         self._jpeg = False
@@ -59,7 +80,7 @@ class V4l2Camera:
         """Open the camera, set it up and wait for one picture; raises CameraError with what is wrong."""
         self._cv2 = load_opencv()
         path = self._found_at or self._device
-        _check_node(path)
+        check_node(path)
         video = self._cv2.VideoCapture(path, self._cv2.CAP_V4L2)
         if not video.isOpened():
             raise CameraError(
@@ -67,12 +88,10 @@ class V4l2Camera:
                 "captures no pictures that OpenCV can read (see: v4l2-ctl --list-formats-ext)"
             )
         self._set_up(video)
-        if not video.grab():
-            raise CameraError(f"camera {path} opens but gives no picture: check its cable, its power and its hub")
-        now_ns = time.monotonic_ns()
-        is_monotonic = now_ns - _KERNEL_CLOCK_PAST_NS < self._kernel_ns(video) < now_ns + _KERNEL_CLOCK_FUTURE_NS
-        self.clock = "kernel" if is_monotonic else "read returned"
-        self._found_at = _port_of(path)
+        self._look_at_first(video)
+        self._tell_changes(video, path)
+        self._choose_clock(video, path)
+        self._found_at = port_of(path)
         self._video = video
 
     def read(self, into: NDArray[np.uint8]) -> Capture:
@@ -80,17 +99,9 @@ class V4l2Camera:
         video = self._video
         if video is None:
             raise CameraError(f"{self.name} is closed")
-        if not video.grab():
-            raise CameraError(f"{self.name} gives no picture any more: check its cable, its power and its hub")
-        captured_ns = self._kernel_ns(video) if self.clock == "kernel" else time.monotonic_ns()
+        captured_ns = self._grab(video)
         self._number += 1
-        try:
-            if self._jpeg:
-                decode_jpeg(self._cv2, video.retrieve()[1], into)
-            elif video.retrieve(into)[1] is not into:
-                raise PictureError(f"a picture of another shape than {into.shape}")
-        except self._cv2.error as error:
-            raise PictureError(f"a picture that OpenCV cannot convert: {error}") from error
+        self._retrieve(video, into)
         return Capture(captured_ns, self._number)
 
     def close(self) -> None:
@@ -101,44 +112,127 @@ class V4l2Camera:
         """
         self._video = None
 
+    def _grab(self, video: Any) -> int:
+        """Wait for the next picture; its capture time.
+
+        One that need not be waited for has lain in a buffer. That is of no account where the kernel says when it came;
+        where it doesn't, it would seem to be of now, so the buffers are emptied first.
+        """
+        for _ in range(self._buffers + 1):
+            began_ns = time.monotonic_ns()
+            if not video.grab():
+                raise CameraError(f"{self.name} gives no picture any more: check its cable, its power and its hub")
+            if self.clock == "kernel":
+                return self._kernel_ns(video)
+            if time.monotonic_ns() - began_ns >= _WAITED_NS:
+                break
+        return time.monotonic_ns()
+
+    def _retrieve(self, video: Any, into: NDArray[np.uint8]) -> None:
+        try:
+            if self._jpeg:
+                decode_jpeg(self._cv2, video.retrieve()[1], into)
+            elif video.retrieve(into)[1] is not into:
+                raise PictureError(f"a picture of another shape than {into.shape}")
+        except self._cv2.error as error:
+            raise PictureError(f"a picture that OpenCV cannot convert: {error}") from error
+
+    def _look_at_first(self, video: Any) -> None:
+        """See that pictures come and can be used; the first ones of a camera may be torn."""
+        picture = np.empty((self._height, self._width, 3), np.uint8)
+        for _ in range(_FIRST_PICTURES):
+            if not video.grab():
+                raise CameraError(f"{self.name} opens but gives no picture: check its cable, its power and its hub")
+            try:
+                self._retrieve(video, picture)
+            except PictureError as error:
+                problem = error
+            else:
+                return
+        raise CameraError(
+            f"{self.name} gives pictures in {self._code(video) or 'a format'} that cannot be used ({problem}): set "
+            f"camera.format to another of its formats (see: v4l2-ctl -d {self._device} --list-formats-ext)",
+            ExitCode.CONFIG,
+        )
+
     def _set_up(self, video: Any) -> None:
         """Set format, size and rate, and compare them with what the driver then says."""
         cv2 = self._cv2
-        self._request(video)
-        if not self._is_met(video):
-            video.set(cv2.CAP_PROP_FOURCC, _JPEG_FORMATS[0])
-            self._request(video)
+        self._request(video, self._format)
+        if self._format is None and not self._is_met(video):
+            self._request(video, "MJPG")
         if not self._is_met(video):
             raise CameraError(
-                f"{self.name} gives {_shown(cv2, video)}, but the configuration says {self._width}x{self._height} at "
-                f"{self._fps:g} fps: set camera.width, camera.height and camera.fps to what it offers (see: v4l2-ctl "
+                f"{self.name} gives {self._given(video)}, but the configuration says {self._asked()}: set "
+                "camera.width, camera.height, camera.fps and camera.format to what it offers (see: v4l2-ctl "
                 f"-d {self._device} --list-formats-ext)",
                 ExitCode.CONFIG,
             )
-        self._jpeg = int(video.get(cv2.CAP_PROP_FOURCC)) in _JPEG_FORMATS
+        self._jpeg = self._code(video) in _JPEG_FORMATS
         if self._jpeg:
             # OpenCV's own conversion does not tell of a JPEG that was cut short: it gives the part that came, and the
             # rest of the picture before it.
             video.set(cv2.CAP_PROP_CONVERT_RGB, 0)
 
-    def _request(self, video: Any) -> None:
+    def _request(self, video: Any, pixel_format: str | None) -> None:
         cv2 = self._cv2
+        if pixel_format is not None:
+            video.set(cv2.CAP_PROP_FOURCC, int.from_bytes(pixel_format.encode(), "little"))
         video.set(cv2.CAP_PROP_FRAME_WIDTH, self._width)
         video.set(cv2.CAP_PROP_FRAME_HEIGHT, self._height)
-        video.set(cv2.CAP_PROP_BUFFERSIZE, _BUFFERS)
+        video.set(cv2.CAP_PROP_BUFFERSIZE, self._buffers)
         # Last, because each of the others sets the rate again, to one that OpenCV remembers without its numerator.
         video.set(cv2.CAP_PROP_FPS, self._fps)
 
     def _is_met(self, video: Any) -> bool:
-        cv2 = self._cv2
-        size = (int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)))
-        fps = video.get(cv2.CAP_PROP_FPS)  # -1 or 0 where the driver does not know
-        return size == (self._width, self._height) and (fps <= 0 or fps >= _LEAST_RATE * self._fps)
+        fps = video.get(self._cv2.CAP_PROP_FPS)  # -1 or 0 where the driver does not know
+        return (
+            self._size(video) == (self._width, self._height)
+            and (fps <= 0 or fps >= _LEAST_RATE * self._fps)
+            and self._format in {None, self._code(video)}
+        )
+
+    def _tell_changes(self, video: Any, path: str) -> None:
+        """Say what the driver made of what was asked for, once as long as it stays the same."""
+        fps = video.get(self._cv2.CAP_PROP_FPS)
+        buffers = buffer_count(path, _MOST_BUFFERS) or int(video.get(self._cv2.CAP_PROP_BUFFERSIZE))
+        changes = []
+        if fps <= 0 or abs(fps - self._fps) > _SAME_RATE * self._fps or buffers != self._buffers:
+            asked, given = f"{self._asked()}, {self._buffers} buffers", f"{self._given(video)}, {buffers} buffers"
+            changes.append(f"asked for {asked}; the driver gives {given}")
+        if stretches_exposure(path):
+            changes.append(
+                f"it may lower its rate in low light (forbid it: v4l2-ctl -d {self._device} -c "
+                "exposure_dynamic_framerate=0, or exposure_auto_priority=0 on older kernels)"
+            )
+        told = f"{self.name}: {'; '.join(changes)}" if changes else ""
+        if told and told != self._told:
+            self._tell(told)
+        self._told = told
+
+    def _choose_clock(self, video: Any, path: str) -> None:
+        now_ns = time.monotonic_ns()
+        is_close = now_ns - _KERNEL_CLOCK_PAST_NS < self._kernel_ns(video) < now_ns + _KERNEL_CLOCK_FUTURE_NS
+        self.clock = "kernel" if is_close and has_monotonic_times(path) is not False else "read returned"
 
     def _kernel_ns(self, video: Any) -> int:
         """The grabbed buffer's timestamp; the V4L2 backend gives it in milliseconds, to the microsecond."""
         milliseconds = float(video.get(self._cv2.CAP_PROP_POS_MSEC))
         return round(milliseconds * 1000) * 1000
+
+    def _size(self, video: Any) -> tuple[int, int]:
+        return int(video.get(self._cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(self._cv2.CAP_PROP_FRAME_HEIGHT))
+
+    def _code(self, video: Any) -> str:
+        """The format's four characters; empty where OpenCV does not know it."""
+        code = int(video.get(self._cv2.CAP_PROP_FOURCC))
+        return code.to_bytes(4, "little").decode("ascii", "replace") if 0 < code < 1 << 32 else ""
+
+    def _asked(self) -> str:
+        return _shown(self._width, self._height, self._fps, self._format or "")
+
+    def _given(self, video: Any) -> str:
+        return _shown(*self._size(video), video.get(self._cv2.CAP_PROP_FPS), self._code(video))
 
 
 def decode_jpeg(cv2: ModuleType, data: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
@@ -156,44 +250,6 @@ def decode_jpeg(cv2: ModuleType, data: NDArray[np.uint8], into: NDArray[np.uint8
     np.copyto(into, picture)
 
 
-def _check_node(path: str) -> None:
-    """See whether `path` is a video device that this user may open; raises CameraError with what is wrong."""
-    try:
-        status = Path(path).stat()
-        # Looked at first: to open some other kind of device, a serial port, may reset what hangs on it.
-        is_video = stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) == _VIDEO_MAJOR
-        if is_video:
-            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
-    except FileNotFoundError as error:
-        present = ", ".join(str(node) for node in sorted(Path("/dev").glob("video*"))) or "none"
-        raise CameraError(
-            f"camera {path} is not there (video devices present: {present}): plug it in, or set camera.source"
-        ) from error
-    except PermissionError as error:
-        raise CameraError(
-            f"camera {path} may not be opened by this user: add the user to group video (usermod -aG video USER), "
-            "then start again",
-            ExitCode.NO_PERMISSION,
-        ) from error
-    except OSError as error:
-        raise CameraError(f"camera {path} cannot be opened ({error.strerror}): unplug it and plug it in") from error
-    if not is_video:
-        raise CameraError(f"{path} is not a camera: set camera.source to a video device such as /dev/video0")
-
-
-def _port_of(device: str) -> str:
-    """The link that names the port a numbered device is plugged into, else the device itself.
-
-    A camera that comes back gets any number, and another camera may get its old one. A link that the user chose says
-    enough.
-    """
-    if not Path(device).is_symlink():
-        for link in sorted(Path("/dev/v4l/by-path").glob("*")):
-            if os.path.realpath(link) == os.path.realpath(device):
-                return str(link)
-    return device
-
-
-def _shown(cv2: ModuleType, video: Any) -> str:
-    width, height = (int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    return f"{width}x{height} at {video.get(cv2.CAP_PROP_FPS):g} fps"
+def _shown(width: int, height: int, fps: float, code: str) -> str:
+    rate = f"{fps:g} fps" if fps > 0 else "a rate that it does not tell"
+    return f"{width}x{height} at {rate}" + (f" in {code}" if code else "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,10 +17,25 @@ if TYPE_CHECKING:
 _CHANNELS = 3
 
 
-class Preprocessor:
-    """Turns, fits, orders and normalises pictures of one size into a model's input.
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a camera's picture becomes upright: turned clockwise by 0, 90, 180 or 270 degrees, and then flipped.
 
-    `source_height` and `source_width` are the camera's, before `rotation` (0, 90, 180 or 270 degrees clockwise).
+    horizontal exchanges left and right, vertical top and bottom, of the picture as it is after turning.
+    """
+
+    rotation: int = 0
+    flip: Literal["none", "horizontal", "vertical"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.rotation not in {0, 90, 180, 270}:
+            raise ValueError(f"rotation must be 0, 90, 180 or 270, it is {self.rotation}")
+
+
+class Preprocessor:
+    """Turns, flips, fits, orders and normalises pictures of one size into a model's input.
+
+    `source_height` and `source_width` are the camera's, before `orientation`.
     squash stretches; letterbox keeps the shape and pads with black, before normalisation; crop takes the largest
     middle part that has the model's shape. All sample plain bilinear (cv2.INTER_LINEAR, half-pixel centres), as
     training with OpenCV's default did: INTER_AREA is eight times slower. The picture is turned after it was made
@@ -27,21 +43,25 @@ class Preprocessor:
     (v · scale - mean) / std rounded once, in every dtype. One instance belongs to one thread.
     """
 
-    def __init__(self, image: ImageInput, source_height: int, source_width: int, rotation: int) -> None:
+    def __init__(
+        self, image: ImageInput, source_height: int, source_width: int, orientation: Orientation | None = None
+    ) -> None:
         self._cv2 = load_opencv()
         self._image = image
         self._source_shape = (source_height, source_width, _CHANNELS)
-        turns = {0: None, 90: 0, 180: 1, 270: 2}  # the values of cv2.RotateFlags
-        if rotation not in turns:
-            raise ValueError(f"rotation must be 0, 90, 180 or 270, it is {rotation}")
-        self._turn = turns[rotation]
-        self._allocate(rotation)
+        orientation = orientation or Orientation()
+        self._turn = {0: None, 90: 0, 180: 1, 270: 2}[orientation.rotation]  # the values of cv2.RotateFlags
+        self._flip = {"none": None, "horizontal": 1, "vertical": 0}[orientation.flip]  # cv2.flip's codes
+        self._allocate(orientation)
         self._tables = _tables(image)
 
-    def _allocate(self, rotation: int) -> None:
+    def _allocate(self, orientation: Orientation) -> None:
         """The part of the source that is used, and the buffers between the steps."""
         height, width, _ = self._source_shape
+        rotation = orientation.rotation
         sideways = rotation in {90, 270}
+        mirrored = (orientation.flip == "vertical", orientation.flip == "horizontal")  # rows, columns, when upright
+        mirrored_rows, mirrored_columns = reversed(mirrored) if sideways else mirrored
         upright = (width, height) if sideways else (height, width)
         used, fitted = upright, self._image.size
         if self._image.resize == "crop":
@@ -50,14 +70,15 @@ class Preprocessor:
             fitted = _largest_within(self._image.size, upright)
         used_height, used_width = reversed(used) if sideways else used
         self._used = (
-            _middle(height, used_height, from_end=rotation in {90, 180}),
-            _middle(width, used_width, from_end=rotation in {180, 270}),
+            _middle(height, used_height, from_end=(rotation in {90, 180}) != mirrored_rows),
+            _middle(width, used_width, from_end=(rotation in {180, 270}) != mirrored_columns),
         )
         self._upright = np.zeros((*self._image.size, _CHANNELS), np.uint8)
         """The fitted picture in BGR; what it leaves of the model's size stays black."""
         self._fitted = self._upright[_middle(self._image.size[0], fitted[0]), _middle(self._image.size[1], fitted[1])]
         small = (fitted[1], fitted[0]) if sideways else fitted
-        self._small = self._fitted if self._turn is None else np.empty((*small, _CHANNELS), np.uint8)
+        self._turned = self._fitted if self._flip is None else np.empty((*fitted, _CHANNELS), np.uint8)
+        self._small = self._turned if self._turn is None else np.empty((*small, _CHANNELS), np.uint8)
         swap = self._image.color == "RGB"
         self._ordered = np.empty_like(self._upright) if swap else self._upright
         """The same in the model's order of colors, for NHWC; planes are exchanged instead."""
@@ -76,7 +97,9 @@ class Preprocessor:
         cv2, small = self._cv2, self._small
         cv2.resize(bgr[self._used], small.shape[1::-1], dst=small, interpolation=cv2.INTER_LINEAR)
         if self._turn is not None:
-            cv2.rotate(small, self._turn, dst=self._fitted)
+            cv2.rotate(small, self._turn, dst=self._turned)
+        if self._flip is not None:
+            cv2.flip(self._turned, self._flip, dst=self._fitted)
         if self._image.layout == "NCHW":
             self._write_planes(out)
             return

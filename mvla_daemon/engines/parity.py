@@ -66,7 +66,7 @@ def worst_axis(manifest: Manifest, engine: Engine, reference: Engine, pictures: 
 def _actions(manifest: Manifest, engine: Engine, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
     """What an engine answers to each picture, (n, 3), in m/s and rad/s."""
     image = manifest.inputs.image
-    preprocess = Preprocessor(image, *image.size, rotation=0)
+    preprocess = Preprocessor(image, *image.size)
     mapping = ActionMapping(manifest.axes)
     engine.reset_state()
     answers = []

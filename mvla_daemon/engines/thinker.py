@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from mvla_daemon.cameras.slot import Frame
 from mvla_daemon.core.action import ActionMapping
-from mvla_daemon.core.image import Preprocessor
+from mvla_daemon.core.image import Orientation, Preprocessor
 from mvla_daemon.core.messages import Stage, Velocity
 from mvla_daemon.engines.base import Engine
 from mvla_daemon.engines.manifest import Manifest
@@ -73,13 +73,13 @@ class Thinker:
     """
 
     def __init__(
-        self, manifest: Manifest, engine: Engine, source_size: tuple[int, int], rotation: int, board: Board
+        self, manifest: Manifest, engine: Engine, source_size: tuple[int, int], orientation: Orientation, board: Board
     ) -> None:
         height, width = source_size
         self.times_ns = [0] * len(Stage)
         self._tensor = manifest.inputs.image.tensor
         self._engine = engine
-        self._preprocess = Preprocessor(manifest.inputs.image, height, width, rotation)
+        self._preprocess = Preprocessor(manifest.inputs.image, height, width, orientation)
         self._action = ActionMapping(manifest.axes)
         self._board = board
         self._cycle = 0

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvla_daemon.config import NULL, SIMULATED, Config
+from mvla_daemon.camera_source import NULL, SIMULATED
+from mvla_daemon.config import Config
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.ops.child import Process, start_module
 from mvla_daemon.ops.statistics import Statistics, percentile

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import re
 import secrets
 import select
 import sys
@@ -33,7 +32,7 @@ from mvla_daemon.equipment import camera_for, engine_for
 from mvla_daemon.errors import DaemonError, ExitCode
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.serial_port import PortLostError
-from mvla_daemon.opencv import load_opencv
+from mvla_daemon.opencv import is_built_with, load_opencv
 
 PICTURES = 10
 """The first ones after a camera was opened may be torn."""
@@ -69,9 +68,8 @@ def _version(package: str) -> str:
 
 def _opencv(_config: Config) -> str:
     cv2 = load_opencv()
-    built = cv2.getBuildInformation()
     parts = {"V4L2": "v4l/v4l2", "GStreamer": "GStreamer", "FFMPEG": "FFMPEG"}
-    has = {name: bool(re.search(rf"^\s*{key}:\s+YES", built, re.MULTILINE)) for name, key in parts.items()}
+    has = {name: is_built_with(cv2, key) for name, key in parts.items()}
     return f"{cv2.__version__} from {Path(str(cv2.__file__)).parent}: " + ", ".join(
         f"{name} {'yes' if there else 'no'}" for name, there in has.items()
     )
@@ -116,9 +114,10 @@ def _policy(config: Config) -> str:
 
 
 def _camera(config: Config) -> str:
-    if not config.camera.is_live and not config.camera.is_recorded:
+    if config.camera.is_simulated or config.camera.is_null:
         return f"{config.camera.source} is made when it is needed"
-    camera = camera_for(config, None)
+    said: list[str] = []
+    camera = camera_for(config, None, said.append)
     picture = np.empty((config.camera.height, config.camera.width, 3), np.uint8)
     camera.open()
     try:
@@ -126,7 +125,8 @@ def _camera(config: Config) -> str:
         for _ in range(PICTURES):
             problem = _read(camera, picture)
             if not problem:
-                return f"{camera.name}: a picture of {picture.shape[1]}x{picture.shape[0]}, times: {camera.clock}"
+                found = f"{camera.name}: a picture of {picture.shape[1]}x{picture.shape[0]}, times: {camera.clock}"
+                return "; ".join([found, *said])
     finally:
         camera.close()
     raise DaemonError(f"{camera.name} gives no usable picture ({problem}); see camera.source.", ExitCode.UNAVAILABLE)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mvla_daemon.config import BUNDLED, SIMULATED, Config
+from mvla_daemon.camera_source import SIMULATED
+from mvla_daemon.config import BUNDLED, Config
 from mvla_daemon.config_load import load_config
 
 BUNDLED_POLICY = {
@@ -15,7 +16,15 @@ BUNDLED_POLICY = {
     "instruction": "go to the cup, pass the box on its left",
 }
 _INSTEAD: dict[str, dict[str, Any]] = {
-    "camera": {"source": SIMULATED, "width": 640, "height": 480, "rotation": 0, "latency_ms": 0},
+    "camera": {
+        "source": SIMULATED,
+        "width": 640,
+        "height": 480,
+        "rotation": 0,
+        "flip": "none",
+        "latency_ms": 0,
+        **dict.fromkeys(("format", "buffers", "sensor_mode")),
+    },
     "motor": {"port": SIMULATED},
     # Arms soon and again and again; nothing of that is what makes a stop come.
     "safety": {"arm": "auto", "recover": "auto", "recover_cycles": 5, "max_stops": 1000, "bench_test": False},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mvla_daemon.config import Config
+from mvla_daemon.core.image import Orientation
 from mvla_daemon.core.messages import Stage
 from mvla_daemon.engines.manifest import Manifest, load_manifest
 from mvla_daemon.engines.thinker import Thinker
@@ -34,7 +35,9 @@ def load_thinker(config: Config, tell: Callable[[str], None] = lambda _: None) -
     """
     manifest = load_manifest(Path(config.policy.manifest))
     engine = engine_for(config, manifest, tell)
-    thinker = Thinker(manifest, engine, (config.camera.height, config.camera.width), config.camera.rotation, _NoBoard())
+    camera = config.camera
+    orientation = Orientation(camera.rotation, camera.flip)
+    thinker = Thinker(manifest, engine, (camera.height, camera.width), orientation, _NoBoard())
     thinker.load()
     return manifest, thinker
 
