@@ -15,7 +15,7 @@ import pytest
 
 from mvla_daemon.devices.access import access, holders
 from mvla_daemon.devices.cameras import CameraFound, find_cameras
-from mvla_daemon.devices.command import list_cameras, list_ports
+from mvla_daemon.devices.command import camera_lines, list_cameras, list_ports
 from mvla_daemon.devices.machine import Machine
 from mvla_daemon.devices.ports import find_ports
 from mvla_daemon.devices.v4l2 import Mode
@@ -314,6 +314,16 @@ def test_no_camera_says_what_to_check_and_sensors_without_a_node_are_told(
     assert "No camera here gives pictures" in said
     list_cameras(tree.machine, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"cameras": [], "sensors": ["imx219_bottom_liyoba"]}
+
+
+def test_formats_with_the_same_sizes_and_rates_are_told_together() -> None:
+    letters = [f"FM{number:02}" for number in range(30)]
+    listed = [Mode(name, 640, 480, (30.0, 15.0)) for name in letters]
+    lines = list(camera_lines(camera(*listed, Mode("MJPG", 640, 480, (60.0,)))))
+    text = "\n".join(lines)
+    assert text.count("640x480 at 30, 15 fps") == text.count("640x480 at 60 fps") == 1
+    assert text.split("640x480")[0].split() == letters
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 def camera(*listed: Mode, source: str = "/dev/video0") -> CameraFound:

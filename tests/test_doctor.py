@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mvla_daemon.devices.access import Holder
+from mvla_daemon.devices.cameras import CameraFound
 from mvla_daemon.devices.machine import Machine
+from mvla_daemon.devices.v4l2 import Mode
 from mvla_daemon.doctor import equipment, heat, jetson, memory, processors, rights, services, settings
 from mvla_daemon.doctor.command import GROUPS, examine
 from mvla_daemon.doctor.finding import Finding, Level, note, ok, problem
 from mvla_daemon.doctor.report import as_json, as_text
 from tests.machine_tree import LIMIT, Tree, orin, usb_port
-from tests.rig import ROOT
+from tests.rig import PATIENCE_S, ROOT, environment
 from tests.test_devices import BY_ID, FTDI, told
 
 if TYPE_CHECKING:
@@ -75,6 +81,23 @@ def test_the_same_for_programs(tmp_path: Path) -> None:
     looked = {finding["name"]: finding for finding in report["findings"] if finding["group"] == "Configuration"}
     assert looked["file"]["level"] == looked["policy"]["level"] == looked["camera"]["level"] == "ok"
     assert "cup (trained) on onnxruntime" in looked["policy"]["text"]
+
+
+def test_an_installation_without_its_libraries_is_a_finding(tmp_path: Path) -> None:
+    code = "import sys; from mvla_daemon.cli import main; sys.exit(main(['doctor', '--json']))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],  # without site-packages
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["packages"]["level"] == "problem"
+    assert "uvloop, pyserial, pydantic, structlog" in found["packages"]["text"]
 
 
 def test_a_library_that_crashes_is_a_finding(tmp_path: Path) -> None:
@@ -425,6 +448,21 @@ def test_programs_that_grab_ports(tmp_path: Path) -> None:
     assert named(found, "brltty").level is Level.NOTE
     tree.write("/proc/702/comm", "brltty")
     assert named(services.look(tree.machine), "brltty").level is Level.PROBLEM
+
+
+def test_a_camera_is_told_with_its_sizes_and_who_has_it() -> None:
+    listed = [Mode("YUYV", width, 480, (30.0, 15.0)) for width in range(600, 608)] + [Mode("MJPG", 640, 480, (60.0,))]
+    found = CameraFound("/dev/video0", "HD Pro Webcam", "uvcvideo", "/dev/video0", "/dev/v4l/by-id/x", listed)
+    told = equipment.camera_finding(found)
+    assert told.level is Level.OK
+    assert "YUYV 600x480@30 601x480@30" in told.text
+    assert "and 2 more" in told.text
+    assert "MJPG 640x480@60" in told.text
+    assert 'source = "/dev/v4l/by-id/x"' in told.text
+    busy = equipment.camera_finding(replace(found, users=[Holder(7, "cheese")]))
+    assert busy.level is Level.NOTE
+    assert "cheese (process 7)" in busy.text
+    assert equipment.camera_finding(replace(found, source="")).level is Level.NOTE
 
 
 def test_ports_and_cameras_are_told_each_in_a_line(tmp_path: Path) -> None:
