@@ -348,3 +348,8 @@ def test_the_mode_to_begin_with(listed: list[Mode], suggested: tuple[int, int, f
     lines = found.lines()
     assert lines[:2] == ["[camera]", 'source = "/dev/video0"']
     assert len(lines) == (2 if suggested is None else 5)
+
+
+def test_a_sensor_behind_the_image_processor_may_have_any_format() -> None:
+    found = camera(Mode("RG10", 3280, 2464, (21.0,)), Mode("RG10", 1280, 720, (60.0,)), source="csi://0")
+    assert found.lines() == ["[camera]", 'source = "csi://0"', "width = 1280", "height = 720", "fps = 60"]
