@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mvla_daemon.config_load import load_config
 from mvla_daemon.devices.access import Holder
 from mvla_daemon.devices.cameras import CameraFound
 from mvla_daemon.devices.machine import Machine
@@ -124,22 +125,23 @@ def test_each_mistake_in_a_configuration_is_a_problem_of_its_own(tmp_path: Path)
     assert missing.level is Level.PROBLEM
 
 
-def test_a_slow_line_and_a_missing_port(tmp_path: Path) -> None:
+def test_a_missing_port_camera_and_policy(tmp_path: Path) -> None:
     robot = ["camera.source=/dev/video987", "motor.port=/dev/ttyUSB0", "policy.manifest=nothing.toml"]
-    tree = Tree(tmp_path)
-    config = ROOT / "config.toml"
-    found = settings.look_with(config, robot)(tree.machine)
+    found = settings.look_with(ROOT / "config.toml", robot)(Machine(tmp_path))
+    assert {named(found, name).level for name in ("motors", "policy", "camera")} == {Level.PROBLEM}
     assert named(found, "motors").fix == "mvla-daemon find-port"
-    assert named(found, "policy").level is named(found, "camera").level is Level.PROBLEM
+
+
+@pytest.mark.parametrize(("baud", "level", "says"), [(921_600, Level.OK, "0.35 ms"), (115_200, Level.NOTE, "2.8 ms")])
+def test_the_time_of_a_command_on_the_line(tmp_path: Path, baud: int, level: Level, says: str) -> None:
+    """VELOCITY: 8 of header, 18 of body, 4 of CRC, 1 of COBS and a zero are 32 bytes of 10 bits."""
+    tree = Tree(tmp_path)
     usb_port(tree, "ttyUSB0", **FTDI)
-    found = settings.look_with(config, [*robot, "motor.baud=115200"])(tree.machine)
+    robot = ["camera.source=/dev/video0", "motor.port=/dev/ttyUSB0", f"motor.baud={baud}"]
+    found = settings.look_at_motors(tree.machine, load_config(ROOT / "config.toml", robot))
     assert named(found, "motors").level is Level.OK
-    # VELOCITY: 8 of header, 18 of body, 4 of CRC, 1 of COBS and a zero are 32 bytes of 10 bits.
-    assert "2.8 ms" in named(found, "line speed").text
-    assert named(found, "line speed").level is Level.NOTE
-    found = settings.look_with(config, robot)(tree.machine)
-    assert named(found, "line speed").level is Level.OK
-    assert "0.35 ms" in named(found, "line speed").text
+    assert named(found, "line speed").level is level
+    assert says in named(found, "line speed").text
 
 
 # --- any machine ---
