@@ -15,7 +15,7 @@ import pytest
 
 from mvla_daemon.devices.access import access, holders
 from mvla_daemon.devices.cameras import CameraFound, find_cameras
-from mvla_daemon.devices.command import list_cameras, list_ports
+from mvla_daemon.devices.command import camera_lines, list_cameras, list_ports
 from mvla_daemon.devices.machine import Machine
 from mvla_daemon.devices.ports import find_ports
 from mvla_daemon.devices.v4l2 import Mode
@@ -316,6 +316,16 @@ def test_no_camera_says_what_to_check_and_sensors_without_a_node_are_told(
     assert json.loads(capsys.readouterr().out) == {"cameras": [], "sensors": ["imx219_bottom_liyoba"]}
 
 
+def test_formats_with_the_same_sizes_and_rates_are_told_together() -> None:
+    letters = [f"FM{number:02}" for number in range(30)]
+    listed = [Mode(name, 640, 480, (30.0, 15.0)) for name in letters]
+    lines = list(camera_lines(camera(*listed, Mode("MJPG", 640, 480, (60.0,)))))
+    text = "\n".join(lines)
+    assert text.count("640x480 at 30, 15 fps") == text.count("640x480 at 60 fps") == 1
+    assert text.split("640x480")[0].split() == letters
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 def camera(*listed: Mode, source: str = "/dev/video0") -> CameraFound:
     return CameraFound("/dev/video0", "a camera", "uvcvideo", "/dev/video0", source, listed)
 
@@ -338,3 +348,8 @@ def test_the_mode_to_begin_with(listed: list[Mode], suggested: tuple[int, int, f
     lines = found.lines()
     assert lines[:2] == ["[camera]", 'source = "/dev/video0"']
     assert len(lines) == (2 if suggested is None else 5)
+
+
+def test_a_sensor_behind_the_image_processor_may_have_any_format() -> None:
+    found = camera(Mode("RG10", 3280, 2464, (21.0,)), Mode("RG10", 1280, 720, (60.0,)), source="csi://0")
+    assert found.lines() == ["[camera]", 'source = "csi://0"', "width = 1280", "height = 720", "fps = 60"]

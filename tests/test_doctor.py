@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mvla_daemon.config_load import load_config
+from mvla_daemon.devices.access import Holder
+from mvla_daemon.devices.cameras import CameraFound
 from mvla_daemon.devices.machine import Machine
+from mvla_daemon.devices.v4l2 import Mode
 from mvla_daemon.doctor import equipment, heat, jetson, memory, processors, rights, services, settings
 from mvla_daemon.doctor.command import GROUPS, examine
 from mvla_daemon.doctor.finding import Finding, Level, note, ok, problem
 from mvla_daemon.doctor.report import as_json, as_text
 from tests.machine_tree import LIMIT, Tree, orin, usb_port
-from tests.rig import ROOT
+from tests.rig import PATIENCE_S, ROOT, environment
 from tests.test_devices import BY_ID, FTDI, told
 
 if TYPE_CHECKING:
@@ -77,6 +84,23 @@ def test_the_same_for_programs(tmp_path: Path) -> None:
     assert "cup (trained) on onnxruntime" in looked["policy"]["text"]
 
 
+def test_an_installation_without_its_libraries_is_a_finding(tmp_path: Path) -> None:
+    code = "import sys; from mvla_daemon.cli import main; sys.exit(main(['doctor', '--json']))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],  # without site-packages
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["packages"]["level"] == "problem"
+    assert "uvloop, pyserial, pydantic, structlog" in found["packages"]["text"]
+
+
 def test_a_library_that_crashes_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcublas.so.12: cannot open shared object file')")
@@ -101,22 +125,23 @@ def test_each_mistake_in_a_configuration_is_a_problem_of_its_own(tmp_path: Path)
     assert missing.level is Level.PROBLEM
 
 
-def test_a_slow_line_and_a_missing_port(tmp_path: Path) -> None:
+def test_a_missing_port_camera_and_policy(tmp_path: Path) -> None:
     robot = ["camera.source=/dev/video987", "motor.port=/dev/ttyUSB0", "policy.manifest=nothing.toml"]
-    tree = Tree(tmp_path)
-    config = ROOT / "config.toml"
-    found = settings.look_with(config, robot)(tree.machine)
+    found = settings.look_with(ROOT / "config.toml", robot)(Machine(tmp_path))
+    assert {named(found, name).level for name in ("motors", "policy", "camera")} == {Level.PROBLEM}
     assert named(found, "motors").fix == "mvla-daemon find-port"
-    assert named(found, "policy").level is named(found, "camera").level is Level.PROBLEM
+
+
+@pytest.mark.parametrize(("baud", "level", "says"), [(921_600, Level.OK, "0.35 ms"), (115_200, Level.NOTE, "2.8 ms")])
+def test_the_time_of_a_command_on_the_line(tmp_path: Path, baud: int, level: Level, says: str) -> None:
+    """VELOCITY: 8 of header, 18 of body, 4 of CRC, 1 of COBS and a zero are 32 bytes of 10 bits."""
+    tree = Tree(tmp_path)
     usb_port(tree, "ttyUSB0", **FTDI)
-    found = settings.look_with(config, [*robot, "motor.baud=115200"])(tree.machine)
+    robot = ["camera.source=/dev/video0", "motor.port=/dev/ttyUSB0", f"motor.baud={baud}"]
+    found = settings.look_at_motors(tree.machine, load_config(ROOT / "config.toml", robot))
     assert named(found, "motors").level is Level.OK
-    # VELOCITY: 8 of header, 18 of body, 4 of CRC, 1 of COBS and a zero are 32 bytes of 10 bits.
-    assert "2.8 ms" in named(found, "line speed").text
-    assert named(found, "line speed").level is Level.NOTE
-    found = settings.look_with(config, robot)(tree.machine)
-    assert named(found, "line speed").level is Level.OK
-    assert "0.35 ms" in named(found, "line speed").text
+    assert named(found, "line speed").level is level
+    assert says in named(found, "line speed").text
 
 
 # --- any machine ---
@@ -425,6 +450,21 @@ def test_programs_that_grab_ports(tmp_path: Path) -> None:
     assert named(found, "brltty").level is Level.NOTE
     tree.write("/proc/702/comm", "brltty")
     assert named(services.look(tree.machine), "brltty").level is Level.PROBLEM
+
+
+def test_a_camera_is_told_with_its_sizes_and_who_has_it() -> None:
+    listed = [Mode("YUYV", width, 480, (30.0, 15.0)) for width in range(600, 608)] + [Mode("MJPG", 640, 480, (60.0,))]
+    found = CameraFound("/dev/video0", "HD Pro Webcam", "uvcvideo", "/dev/video0", "/dev/v4l/by-id/x", listed)
+    told = equipment.camera_finding(found)
+    assert told.level is Level.OK
+    assert "YUYV 600x480@30 601x480@30" in told.text
+    assert "and 2 more" in told.text
+    assert "MJPG 640x480@60" in told.text
+    assert 'source = "/dev/v4l/by-id/x"' in told.text
+    busy = equipment.camera_finding(replace(found, users=[Holder(7, "cheese")]))
+    assert busy.level is Level.NOTE
+    assert "cheese (process 7)" in busy.text
+    assert equipment.camera_finding(replace(found, source="")).level is Level.NOTE
 
 
 def test_ports_and_cameras_are_told_each_in_a_line(tmp_path: Path) -> None:

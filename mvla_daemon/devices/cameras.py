@@ -15,6 +15,8 @@ from mvla_daemon.devices.v4l2 import Mode, capability, modes
 READABLE = ("YUYV", "UYVY", "NV12", "NV21", "YU12", "YV12", "BGR3", "RGB3", "GREY", "MJPG", "JPEG")
 """Formats that OpenCV makes pictures of. A sensor's raw ones need the image processor, behind csi://."""
 USUAL_SIZE = (640, 480)
+_CSI = "csi://"
+"""A Jetson's sensor through its image processor; sensors are numbered in the order of their nodes."""
 _TEGRA_DRIVER = "tegra-video"
 
 
@@ -37,7 +39,8 @@ class CameraFound:
     @property
     def suggestion(self) -> tuple[int, int, float] | None:
         """Width, height and rate to begin with: 640x480 where it has that, else the size nearest to it."""
-        usable = [mode for mode in self.modes if mode.fourcc in READABLE and mode.rates_hz]
+        is_processed = self.source.startswith(_CSI)  # which makes pictures of any format
+        usable = [mode for mode in self.modes if mode.rates_hz and (is_processed or mode.fourcc in READABLE)]
         if not usable:
             return None
         has_usual = any(mode.holds(*USUAL_SIZE) for mode in usable)
@@ -72,7 +75,7 @@ def find_cameras(machine: Machine) -> CamerasFound:
         if camera is None:
             continue
         if camera.driver == _TEGRA_DRIVER and not camera.source:
-            camera = replace(camera, source=f"csi://{sensors}")
+            camera = replace(camera, source=f"{_CSI}{sensors}")
             sensors += 1
         cameras.append(camera)
     badges = machine.glob("/proc/device-tree/tegra-camera-platform/modules/module*/badge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -12,6 +13,7 @@ from mvla_daemon.devices.machine import Machine
 from mvla_daemon.devices.ports import PortFound, find_ports
 from mvla_daemon.errors import ExitCode
 
+WIDTH = 80
 NO_CAMERA = (
     "No camera here gives pictures. Check its cable and power (`lsusb`, `v4l2-ctl --list-devices`), on a Jetson that "
     "the sensor was configured (`sudo /opt/nvidia/jetson-io/jetson-io.py`), in a container that /dev/video* are let in."
@@ -23,17 +25,17 @@ NO_PORT = (
 
 
 def list_cameras(machine: Machine, *, as_json: bool) -> ExitCode:
-    """Print all cameras; that there is none is an answer too."""
+    """Print all cameras, formats with the same sizes and rates together; that there is none is an answer too."""
     found = find_cameras(machine)
     if as_json:
         _say(json.dumps({"cameras": [_camera_facts(camera) for camera in found.cameras], "sensors": found.sensors}))
         return ExitCode.OK
     for camera in found.cameras:
-        _say("\n".join([f"{camera.path}  {_introduced(camera.name, camera.driver)}", *_about_camera(camera), ""]))
+        _say("\n".join([f"{camera.path}  {_introduced(camera.name, camera.driver)}", *camera_lines(camera), ""]))
     for line in _about_sensors(found):
         _say(line)
     if not found.cameras:
-        _say(NO_CAMERA)
+        _say(_wrapped(NO_CAMERA))
     return ExitCode.OK
 
 
@@ -45,7 +47,7 @@ def list_ports(machine: Machine, *, as_json: bool) -> ExitCode:
         return ExitCode.OK
     for port in ports:
         _say("\n".join([f"{port.path}  {_introduced(port.name, port.driver)}", *_about_port(port), ""]))
-    _say("Who is at the other end: mvla-daemon find-port --ask PORT" if ports else NO_PORT)
+    _say("Who is at the other end: mvla-daemon find-port --ask PORT" if ports else _wrapped(NO_PORT))
     return ExitCode.OK
 
 
@@ -56,14 +58,18 @@ def _introduced(name: str, driver: str) -> str:
     return f"{name} ({driver})" if driver and driver not in name else name
 
 
-def _about_camera(camera: CameraFound) -> Iterator[str]:
+def camera_lines(camera: CameraFound) -> Iterator[str]:
+    """All that is known of one camera, and what to write into the configuration."""
     if camera.problem:
         yield f"    {camera.problem}"
         yield f"    fix: {camera.fix}"
         return
+    alike: dict[tuple[str, ...], list[str]] = {}
     for fourcc, modes in groupby(camera.modes, key=lambda mode: mode.fourcc):
-        for number, mode in enumerate(modes):
-            yield f"    {fourcc if number == 0 else '':8}{mode.text}"
+        alike.setdefault(tuple(mode.text for mode in modes), []).append(fourcc)
+    for sizes, formats in alike.items():
+        yield _wrapped(" ".join(formats), " " * 4)
+        yield from (_wrapped(size, " " * 6) for size in sizes)
     if camera.users:
         yield f"    in use by {', '.join(map(str, camera.users))}"
     if not camera.source:
@@ -110,6 +116,12 @@ def _camera_facts(camera: CameraFound) -> dict[str, object]:
 
 def _port_facts(port: PortFound) -> dict[str, object]:
     return {**asdict(port), "name": port.name, "fix": port.fix, "config": [] if port.is_console else port.lines()}
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _say(text: str) -> None:

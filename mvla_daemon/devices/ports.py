@@ -69,7 +69,7 @@ class PortFound:
         if self.users.found:
             return f"in use by {', '.join(map(str, self.users.found))}"
         if self.users.unseen:
-            return f"free as far as this user may see (sudo shows {self.users.unseen} more processes)"
+            return "free as far as this user sees, root sees more"
         return "free"
 
     def lines(self) -> list[str]:

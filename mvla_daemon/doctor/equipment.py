@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mvla_daemon.devices.cameras import CameraFound, find_cameras
 from mvla_daemon.devices.machine import Machine
 from mvla_daemon.devices.ports import PortFound, find_ports
-from mvla_daemon.doctor.finding import Finding, note, ok, problem
+from mvla_daemon.doctor.finding import Finding, Level, note, ok, problem
 
-_FEW = 3
+FORMATS, SIZES = 3, 6
+"""How many are shown; find-cameras shows all."""
 
 
 def look_at_cameras(machine: Machine) -> list[Finding]:
     """Who they are and what they can do; all of their modes are in find-cameras."""
     found = find_cameras(machine)
-    findings = [_camera(camera) for camera in found.cameras]
+    findings = [camera_finding(camera) for camera in found.cameras]
     nodes = sum(camera.source.startswith("csi://") for camera in found.cameras)
     if len(found.sensors) > nodes:
         sensors = ", ".join(found.sensors)
@@ -22,20 +25,31 @@ def look_at_cameras(machine: Machine) -> list[Finding]:
     return findings or [note("camera", "none here gives pictures", "mvla-daemon find-cameras")]
 
 
-def _camera(camera: CameraFound) -> Finding:
+def camera_finding(camera: CameraFound) -> Finding:
+    """A camera in a line: its first formats and sizes with their highest rates."""
     name = camera.path.removeprefix("/dev/")
     if camera.problem:
         return problem(name, camera.problem, camera.fix)
-    text = f"{camera.name} ({camera.driver}): " + "; ".join(
-        f"{mode.fourcc} {mode.text}" for mode in camera.modes[:_FEW]
-    )
-    if len(camera.modes) > _FEW:
-        text += f"; and {len(camera.modes) - _FEW} more"
+    text = f"{camera.name} ({camera.driver}): {_modes(camera) or 'tells no modes'}"
     if camera.users:
         return note(name, f"{text}; in use by {', '.join(map(str, camera.users))}")
     if not camera.source:
         return note(name, f"{text}; raw pictures, which nothing here can read", "mvla-daemon find-cameras")
     return ok(name, f'{text}; source = "{camera.source}"')
+
+
+def _modes(camera: CameraFound) -> str:
+    formats: dict[str, list[str]] = {}
+    for mode in camera.modes:
+        size = f"{mode.to_width or mode.width}x{mode.to_height or mode.height}"
+        formats.setdefault(mode.fourcc, []).append(f"{size}@{mode.rates_hz[0]:g}" if mode.rates_hz else size)
+    parts = [f"{fourcc} {_first(sizes, SIZES, ' ')}" for fourcc, sizes in formats.items()]
+    return _first(parts, FORMATS, "; ")
+
+
+def _first(parts: Sequence[str], count: int, between: str) -> str:
+    more = f" and {len(parts) - count} more" if len(parts) > count else ""
+    return between.join(parts[:count]) + more
 
 
 def look_at_ports(machine: Machine) -> list[Finding]:
@@ -53,7 +67,8 @@ def _port(port: PortFound) -> Finding:
         return note(name, f"{about}: no node in /dev; a container has to be given it", f"ls -l {port.path}")
     if port.fix:
         who = f"user {port.access.owner} and group {port.access.group}, mode {port.access.mode}"
-        return problem(name, f"{about}: this user may not open it, only {who}", port.fix)
+        level = Level.PROBLEM if port.vendor_id else Level.NOTE  # few who have built-in ports use them
+        return Finding(level, name, f"{about}: this user may not open it, only {who}", port.fix)
     if port.users.found:
         return note(name, f"{about}: {port.use}", f"fuser -v {port.path}")
     if port.latency_fix:

@@ -96,9 +96,9 @@ def _clock(machine: Machine) -> Finding | None:
         return ok("time from", name)
     available = (machine.text(f"{folder}/available_clocksource") or "").split()
     better = next((clock for clock in _GOOD_CLOCKS if clock in available), None)
-    text = f"{name}, which is slow to read; the kernel has given up a better one (sudo dmesg | grep -i clocksource)"
+    text = f"{name}, which is slow to read; the kernel has none better, or has given it up"
     if better is None:
-        return note("time from", text)
+        return note("time from", text, "sudo dmesg | grep -i clocksource")
     return problem("time from", text, f"echo {better} | sudo tee {folder}/current_clocksource")
 
 

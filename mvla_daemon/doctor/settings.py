@@ -40,7 +40,7 @@ def _look(machine: Machine, path: Path, overrides: Sequence[str]) -> list[Findin
         running,
         _policy(config, overrides),
         _camera(config, overrides),
-        *_motors(machine, config),
+        *look_at_motors(machine, config),
     ]
 
 
@@ -81,7 +81,7 @@ def _checked(look: str, config: Config, overrides: Sequence[str], fix: str) -> F
     return ok(look, found["found"])
 
 
-def _motors(machine: Machine, config: Config) -> list[Finding]:
+def look_at_motors(machine: Machine, config: Config) -> list[Finding]:
     """The port as /dev shows it, and how long a command is on the line."""
     from mvla_daemon.assembly import line_ms, slow_line  # noqa: PLC0415 - as above
 
