@@ -129,6 +129,8 @@ class Rig:
         self._events_at = 0
         self.wire: list[Timed] = []
         self.environment: dict[str, str] = {}
+        self.within: list[str] = []
+        """Words before the daemon's own: a program that becomes the daemon."""
         self._stderr: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -178,7 +180,7 @@ class Rig:
         self._stderr = (self.folder / "stderr.log").open("w")
         self._events, self._events_at = [], 0
         self._daemon = subprocess.Popen(
-            command(self.config, *words),
+            [*self.within, *command(self.config, *words)],
             cwd=ROOT,
             env=environment(self.folder) | self.environment,
             stdin=subprocess.DEVNULL,

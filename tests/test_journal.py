@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,16 @@ from hypothesis import strategies as st
 from mvla_daemon.config_load import load_config
 from mvla_daemon.core.messages import Reason, Stage, Velocity
 from mvla_daemon.link import Doing
+from mvla_daemon.ops.drops import DropBoard, create_drop_board
 from mvla_daemon.ops.journal import MESSAGE_IDS, Journal, encode, fields_of
+from mvla_daemon.ops.log import Log
+from mvla_daemon.ops.reporter import Reporter
 from mvla_daemon.sim.layout import make_room
 from mvla_daemon.sim.lockstep import Lockstep, Unheard
 from mvla_daemon.sim.lockstep_policy import LockstepPolicy
 from tests.real_journal import NoJournalError, RealJournal
 from tests.reporting import Enter, Room
-from tests.rig import PATIENCE_S, ROOT
+from tests.rig import PATIENCE_S, ROOT, Rig, Scene, reasons
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -337,7 +342,7 @@ def test_each_stop_is_one_record_with_reason_stage_cycle_and_duration(
             helm.fault(reason, "it just happened", now())
 
     monkeypatch.setattr(LockstepPolicy, "doing", doing)
-    drive.timeline.at(SECOND, happen)
+    drive.timeline.at(600 * MS, happen)
     drive.run()
     stops = [record for record in notebook.records if record["event"] == "stop"]
     assert [record["reason"] for record in stops] == list(dict.fromkeys([reason.label, "shutdown"]))
@@ -351,6 +356,27 @@ def test_each_stop_is_one_record_with_reason_stage_cycle_and_duration(
     assert len(set(edges)) == len(edges)  # one record for each change, none for what stays
     armed = [record["state"] for record in states].index("armed")
     assert all(record["session"] == stop["session"] for record in states[armed:])
+
+
+class Pages(Log):
+    """A log that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__("json", "info")
+        self.records: list[dict[str, Any]] = []
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+
+def test_there_is_one_summary_a_minute() -> None:
+    pages, fd = Pages(), create_drop_board()
+    reporter = Reporter(pages, None, DropBoard(fd), live=False)
+    os.close(fd)
+    began_ns = time.monotonic_ns()
+    for second in range(5 * 60 + 30):
+        reporter.tick(began_ns + second * SECOND)
+    assert [record["event"] for record in pages.records] == ["summary"] * 5
 
 
 # --- the catalog ---
@@ -472,3 +498,31 @@ def test_a_journal_that_is_started_again_needs_no_new_daemon(enter: Enter, real:
     (gap,) = real.wait_for("MVLA_EVENT=records_dropped")
     assert gap["MVLA_DROPPED_RECORDS"] == "1"
     assert [record["MESSAGE"] for record in real.ask("MVLA_EVENT=x")] == ["before", "afterwards"]
+
+
+def test_a_journal_that_stands_still_costs_the_drive_nothing(real: RealJournal, tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        try:
+            rig.within = real.within()
+        except NoJournalError as error:
+            pytest.skip(str(error))
+        rig.start_driving('--set=log.format="journal"')
+        real.freeze()
+        before = len(rig.read_wire())
+        for _ in range(30):  # more than the journal's socket holds; what of it is not told is counted in others
+            rig.ask("arm")
+            rig.ask("status")
+        rig.wait_for("VELOCITY", after=before, count=8)
+        assert reasons(rig, before) == []
+        lost = rig.ask("status")["dropped_records_by_sink"]["log"]
+        real.thaw()
+        session = rig.ask("status")["session"]
+        os.kill(rig.pid, signal.SIGTERM)
+        assert rig.wait() == 0
+        assert rig.said() == ""
+    (summary,) = real.wait_for("MVLA_EVENT=summary")
+    assert int(summary["MVLA_DROPPED_RECORDS_LOG"]) >= lost
+    gaps = [int(gap["MVLA_DROPPED_RECORDS"]) for gap in real.ask("MVLA_EVENT=records_dropped")]
+    assert str(sum(gaps)) == summary["MVLA_DROPPED_RECORDS_LOG"]
+    (stop,) = real.ask("MVLA_EVENT=stop")
+    assert (stop["MVLA_REASON"], stop["MVLA_SESSION"]) == ("shutdown", str(session))
