@@ -70,7 +70,7 @@ class V4l2Camera:
         self._height = height
         self._fps = fps
         self._format = pixel_format
-        self._buffers = buffers or _BUFFERS
+        self._buffers = self._allocated = buffers or _BUFFERS
         self._tell = tell or (lambda _: None)
         self._told = ""
         self._cv2: Any = None
@@ -120,7 +120,7 @@ class V4l2Camera:
         One that need not be waited for has lain in a buffer. That is of no account where the kernel says when it came;
         where it doesn't, it would seem to be of now, so the buffers are emptied first.
         """
-        for _ in range(self._buffers + 1):
+        for _ in range(self._allocated + 1):
             began_ns = time.monotonic_ns()
             self._wait_for_picture(video)
             if self.clock == "kernel":
@@ -197,6 +197,7 @@ class V4l2Camera:
         """Say what the driver made of what was asked for, once as long as it stays the same."""
         fps = video.get(self._cv2.CAP_PROP_FPS)
         buffers = buffer_count(path, _MOST_BUFFERS) or int(video.get(self._cv2.CAP_PROP_BUFFERSIZE))
+        self._allocated = max(buffers, self._buffers)
         changes = []
         if fps <= 0 or abs(fps - self._fps) > _SAME_RATE * self._fps or buffers != self._buffers:
             asked, given = f"{self._asked()}, buffers = {self._buffers}", f"{self._given(video)}, buffers = {buffers}"
