@@ -170,7 +170,7 @@ def picture(value: int) -> np.ndarray[Any, Any]:
 
 def test_a_camera_that_comes_back_under_another_number_is_found_by_its_port(devices: Path) -> None:
     """`isOpened()` stays true, each read fails at once; then the node is gone, and the camera is video2."""
-    Video.script = [picture(100), picture(101), None]
+    Video.script = [*map(picture, range(100, 104)), None]  # three of them at the opening
     Video.fourcc = 0.0
     slot = NewestFrameSlot(HEIGHT, WIDTH)
     events: list[str] = []
@@ -216,7 +216,7 @@ def test_a_damaged_picture_is_never_published_and_the_camera_stays_open(
     devices: Path, fourcc: str, bad: np.ndarray[Any, Any]
 ) -> None:
     good = jpeg() if fourcc == "MJPG" else picture(80)
-    Video.script = [good, bad, bad, good, bad]
+    Video.script = [good, good, good, bad, bad, good, bad]
     Video.fourcc = float(int.from_bytes(fourcc.encode(), "little"))
     slot = NewestFrameSlot(HEIGHT, WIDTH)
     numbers: list[int] = []
@@ -228,7 +228,7 @@ def test_a_damaged_picture_is_never_published_and_the_camera_stays_open(
 
     camera = V4l2Camera(str(devices / "video0"), WIDTH, HEIGHT, 50)
     capture = CaptureThread(camera, slot, on_frame, on_event=lambda *_: None)
-    capture.open_first()  # takes the first one
+    capture.open_first()  # takes the first three
     capture.start()
     try:
         _wait(lambda: capture.counts["malformed"] >= 5)

@@ -214,7 +214,7 @@ def test_what_a_refused_network_camera_prints_has_no_password() -> None:
     code = (
         "import sys\nfrom mvla_daemon.cameras.rtsp import rtsp_camera\n"
         "try: rtsp_camera(sys.argv[1], 320, 240).open()\n"
-        "except Exception as error: print(error, error.exit_code)\n"
+        "except Exception as error: print(error, int(error.exit_code))\n"
     )
     address = f"rtsp://me:secret@127.0.0.1:{port}/secret?password=secret"
     done = subprocess.run(

@@ -118,11 +118,11 @@ def test_what_the_driver_changed_is_told_once_with_both(attach: Callable[..., V4
         camera.close()
     (sentence,) = told
     assert sentence.endswith(
-        "video0: asked for 64x48 at 30 fps, 2 buffers; the driver gives 64x48 at 60 fps in YUYV, 4 buffers"
+        "video0: asked for 64x48 at 30 fps, buffers = 2; the driver gives 64x48 at 60 fps in YUYV, buffers = 4"
     )
     driver.insists[cv2.CAP_PROP_FPS] = 0
     camera.open()
-    assert "at a rate that it does not tell in YUYV, 4 buffers" in told[1]
+    assert "at a rate that it does not tell in YUYV, buffers = 4" in told[1]
     driver.insists = {cv2.CAP_PROP_FPS: 29.97}
     camera.open()
     assert len(told) == 2
@@ -200,6 +200,16 @@ def test_times_of_another_clock_are_not_used(attach: Callable[..., V4l2Camera], 
     assert camera.clock == "read returned"
 
 
+def test_times_that_were_right_by_chance_are_not_used(attach: Callable[..., V4l2Camera]) -> None:
+    """As a driver stamps them that tells the end of the frame beforehand."""
+    driver = Driver()
+    ahead_ns = iter([-2 * MS, 30 * MS, 31 * MS, 30 * MS])
+    driver.clock_ns = lambda: time.monotonic_ns() + next(ahead_ns)
+    camera = attach(driver)
+    camera.open()
+    assert camera.clock == "read returned"
+
+
 def test_times_that_the_driver_itself_calls_unknown_are_not_used(
     attach: Callable[..., V4l2Camera], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,9 +222,9 @@ def test_times_that_the_driver_itself_calls_unknown_are_not_used(
 def test_without_the_kernels_times_pictures_that_lay_in_buffers_are_passed_over(
     attach: Callable[..., V4l2Camera],
 ) -> None:
-    driver = Driver()
+    driver = Driver(BUFFERSIZE=3)
     driver.clock_ns = lambda: 0
-    camera = attach(driver, buffers=3)
+    camera = attach(driver, buffers=2)  # what the driver has counts, not what was asked for
     camera.open()
     driver.waiting, driver.grabs = 3, 0
     camera.read(np.zeros(SHAPE, np.uint8))
@@ -302,7 +312,7 @@ def test_a_camera_that_may_stretch_its_exposure_says_so(
     buffers.update(dict.fromkeys(range(4), 0x2000))
     attach(Driver()).open()
     (sentence,) = told
-    assert "asked for 64x48 at 30 fps, 2 buffers; the driver gives 64x48 at 30 fps in YUYV, 4 buffers;" in sentence
+    assert "asked for 64x48 at 30 fps, buffers = 2; the driver gives 64x48 at 30 fps in YUYV, buffers = 4;" in sentence
     assert f"v4l2-ctl -d {node} -c exposure_dynamic_framerate=0" in sentence
 
 

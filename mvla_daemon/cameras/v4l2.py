@@ -30,6 +30,8 @@ _SAME_RATE = 0.01
 """29.97 fps may be called 30 without a word."""
 _FIRST_PICTURES = 5
 """How many may be unusable before a camera's format is."""
+_CLOCK_PICTURES = 2
+"""A driver that stamps pictures with the end of a frame that is still to come may be right by chance once."""
 _WAITED_NS = MS
 """A grab that takes a picture from the queue takes some 0.1 ms; one that waits for the sensor, longer."""
 _KERNEL_CLOCK_PAST_NS = SECOND
@@ -44,7 +46,7 @@ class V4l2Camera:
 
     Where no `pixel_format` (four characters) is given, an uncompressed one is used if it reaches the rate, since it is
     decoded in a tenth of the time, else Motion JPEG. `tell` is given, in a sentence, what the driver did otherwise than
-    asked. The capture time is the kernel's buffer timestamp when the driver and the first picture say that it is
+    asked. The capture time is the kernel's buffer timestamp when the driver and the first pictures say that it is
     CLOCK_MONOTONIC, else the instant at which the read returned. That is settled once an opening: to choose per picture
     would give an old picture, whose timestamp looks wrong, the time of now.
     """
@@ -68,7 +70,7 @@ class V4l2Camera:
         self._height = height
         self._fps = fps
         self._format = pixel_format
-        self._buffers = buffers or _BUFFERS
+        self._buffers = self._allocated = buffers or _BUFFERS
         self._tell = tell or (lambda _: None)
         self._told = ""
         self._cv2: Any = None
@@ -118,10 +120,9 @@ class V4l2Camera:
         One that need not be waited for has lain in a buffer. That is of no account where the kernel says when it came;
         where it doesn't, it would seem to be of now, so the buffers are emptied first.
         """
-        for _ in range(self._buffers + 1):
+        for _ in range(self._allocated + 1):
             began_ns = time.monotonic_ns()
-            if not video.grab():
-                raise CameraError(f"{self.name} gives no picture any more: check its cable, its power and its hub")
+            self._wait_for_picture(video)
             if self.clock == "kernel":
                 return self._kernel_ns(video)
             if time.monotonic_ns() - began_ns >= _WAITED_NS:
@@ -196,9 +197,10 @@ class V4l2Camera:
         """Say what the driver made of what was asked for, once as long as it stays the same."""
         fps = video.get(self._cv2.CAP_PROP_FPS)
         buffers = buffer_count(path, _MOST_BUFFERS) or int(video.get(self._cv2.CAP_PROP_BUFFERSIZE))
+        self._allocated = max(buffers, self._buffers)
         changes = []
         if fps <= 0 or abs(fps - self._fps) > _SAME_RATE * self._fps or buffers != self._buffers:
-            asked, given = f"{self._asked()}, {self._buffers} buffers", f"{self._given(video)}, {buffers} buffers"
+            asked, given = f"{self._asked()}, buffers = {self._buffers}", f"{self._given(video)}, buffers = {buffers}"
             changes.append(f"asked for {asked}; the driver gives {given}")
         if stretches_exposure(path):
             changes.append(
@@ -211,9 +213,20 @@ class V4l2Camera:
         self._told = told
 
     def _choose_clock(self, video: Any, path: str) -> None:
-        now_ns = time.monotonic_ns()
-        is_close = now_ns - _KERNEL_CLOCK_PAST_NS < self._kernel_ns(video) < now_ns + _KERNEL_CLOCK_FUTURE_NS
-        self.clock = "kernel" if is_close and has_monotonic_times(path) is not False else "read returned"
+        """See whether the kernel's times can be used; a few pictures in a row have to be of a moment ago."""
+        self.clock = "read returned"
+        if has_monotonic_times(path) is False:
+            return
+        for _ in range(_CLOCK_PICTURES):
+            self._wait_for_picture(video)
+            now_ns = time.monotonic_ns()
+            if not now_ns - _KERNEL_CLOCK_PAST_NS < self._kernel_ns(video) < now_ns + _KERNEL_CLOCK_FUTURE_NS:
+                return
+        self.clock = "kernel"
+
+    def _wait_for_picture(self, video: Any) -> None:
+        if not video.grab():
+            raise CameraError(f"{self.name} gives no picture any more: check its cable, its power and its hub")
 
     def _kernel_ns(self, video: Any) -> int:
         """The grabbed buffer's timestamp; the V4L2 backend gives it in milliseconds, to the microsecond."""
