@@ -7,15 +7,14 @@ that it can blame a stage of a process that is frozen or gone. Nothing on the bo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
-import os
 import socket
 import struct
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mvla_daemon import sealed_memory
 from mvla_daemon.core.admission import Mode, Offer
 from mvla_daemon.core.messages import Stage
 from mvla_daemon.errors import ExitCode
@@ -152,11 +151,8 @@ class Doing:
 
 
 def create_board() -> int:
-    """A memfd of fixed size that nobody can shrink (which would kill its readers) or grow."""
-    fd = os.memfd_create("mvla-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, BOARD_BYTES)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd
+    """The descriptor of a new board, on which nothing is written yet."""
+    return sealed_memory.create("mvla-board", BOARD_BYTES)
 
 
 class BoardWriter:

@@ -8,10 +8,9 @@ The gate answers `status` without asking anybody, so the reporter keeps its coun
 
 from __future__ import annotations
 
-import fcntl
 import mmap
-import os
 
+from mvla_daemon import sealed_memory
 from mvla_daemon.core.messages import SECOND
 
 SINKS = ("gate", "policy", "log")
@@ -24,11 +23,8 @@ BURST = 5000
 
 
 def create_drop_board() -> int:
-    """A memfd of fixed size that nobody can shrink, which would kill its readers."""
-    fd = os.memfd_create("mvla-drops", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, BOARD_BYTES)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd
+    """The descriptor of a new board, on which nothing is counted yet."""
+    return sealed_memory.create("mvla-drops", BOARD_BYTES)
 
 
 class DropBoard:
