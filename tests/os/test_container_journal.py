@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
 
 from tests.os.container_service import DAEMON, OPERATOR, RATE_HZ, Service
 
@@ -12,7 +16,7 @@ JOURNAL_UNITS = (
     "systemd-journald-audit.socket",
     "systemd-journald.service",
 )
-# Ten are told in a second, the others are counted.
+# Ten requests are told in a second, one by one, and all together are more records than the journal's socket holds.
 ASK_TEN_TIMES = """
 import glob, socket
 for _ in range(10):
@@ -21,7 +25,28 @@ for _ in range(10):
     client.send(b"arm")
     client.recv(8192)
 """
-SILENCE_S = 5.0
+SILENCE_S = 6
+TRIES = 3
+Silence = Callable[[Service], AbstractContextManager[None]]
+
+
+@contextmanager
+def stopped_journal(service: Service) -> Iterator[None]:
+    service.systemctl("stop", *JOURNAL_UNITS)
+    try:
+        yield
+    finally:
+        service.systemctl("start", *JOURNAL_UNITS)
+
+
+@contextmanager
+def hung_journal(service: Service) -> Iterator[None]:
+    pid = int(service.systemctl("show", "--property=MainPID", "--value", "systemd-journald").stdout)
+    service.kill("STOP", pid)
+    try:
+        yield
+    finally:
+        service.kill("CONT", pid)
 
 
 def test_each_stop_is_one_record_that_can_be_asked_for(driving: Service) -> None:
@@ -49,34 +74,23 @@ def test_each_stop_is_one_record_that_can_be_asked_for(driving: Service) -> None
     assert driving.records("MVLA_REASON=deadline_missed", "MVLA_EVENT=stop") == [frozen]
 
 
-def test_a_journal_that_is_stopped_costs_no_deadline(driving: Service) -> None:
-    driving.systemctl("stop", *JOURNAL_UNITS)
-    try:
-        drives_for(driving, SILENCE_S)
-    finally:
-        driving.systemctl("start", *JOURNAL_UNITS)
-    drives_for(driving, 1.0)
-    driving.container.run_as(OPERATOR, *DAEMON, "stop")
-    driving.wait_until(lambda: len(driving.records("MVLA_EVENT=stop")) == 1, "record in the journal that is back")
+@pytest.mark.parametrize("silence", [stopped_journal, hung_journal])
+def test_a_journal_that_is_away_costs_no_deadline(installed: Service, silence: Silence) -> None:
+    """A record that waits for the journal would stop the robot each time, a busy machine now and then."""
+    assert any(drives_through(installed, silence) for _ in range(TRIES)), installed.said()
+    before = len(installed.records("MVLA_EVENT=stop"))
+    installed.container.run_as(OPERATOR, *DAEMON, "stop")
+    installed.wait_until(
+        lambda: len(installed.records("MVLA_EVENT=stop")) > before, "record in the journal that is back"
+    )
 
 
-def test_a_journal_that_hangs_costs_no_deadline(driving: Service) -> None:
-    """A hundred refused requests are more records than its socket holds."""
-    pid = int(driving.systemctl("show", "--property=MainPID", "--value", "systemd-journald").stdout)
-    driving.kill("STOP", pid)
-    try:
-        for _ in range(10):
-            driving.container.run("python3", "-c", ASK_TEN_TIMES)
-            drives_for(driving, 1.0)
-    finally:
-        driving.kill("CONT", pid)
-    drives_for(driving, 1.0)
-
-
-def drives_for(service: Service, seconds: float) -> None:
-    """Commands go on for so long, and nothing else has been on the wire since the mark."""
-    before = len(service.read_wire())
-    time.sleep(seconds)
-    wire = service.read_wire()
-    assert {timed.kind for timed in wire[service.begin :]} == {"VELOCITY"}, service.said()
-    assert len(wire) - before >= 0.8 * RATE_HZ * seconds
+def drives_through(service: Service, silence: Silence) -> bool:
+    """Whether nothing but commands was on the wire for `SILENCE_S`, in which there was much to tell."""
+    service.drive()
+    with silence(service):
+        for _ in range(SILENCE_S):
+            service.container.run("python3", "-c", ASK_TEN_TIMES)
+            time.sleep(1)
+    wire = service.read_wire()[service.begin :]
+    return {timed.kind for timed in wire} == {"VELOCITY"} and len(wire) >= 0.8 * RATE_HZ * SILENCE_S
