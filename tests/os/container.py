@@ -44,16 +44,9 @@ class Container:
         self._console = (self._folder / "console.log").open("wb")
         self._nspawn = subprocess.Popen(
             [
-                # What else this machine does is not what is judged.
-                *(
-                    "nice",
-                    "--adjustment=-10",
-                    "systemd-nspawn",
-                    "--quiet",
-                    "--boot",
-                    f"--directory={self._root}",
-                    "--volatile=overlay",
-                ),
+                # It ends with this process, and what else this machine does is not what is judged.
+                *("setpriv", "--pdeathsig", "KILL", "nice", "--adjustment=-10"),
+                *("systemd-nspawn", "--quiet", "--boot", f"--directory={self._root}", "--volatile=overlay"),
                 *("--register=no", "--keep-unit", "--private-network", "--console=pipe"),
                 # A machine's own systemd may raise limits; a container's may not unless it is told so.
                 "--capability=CAP_SYS_RESOURCE,CAP_IPC_LOCK",

@@ -32,6 +32,7 @@ def test_from_start_to_driving_with_the_port_a_recording_and_its_policy_named(in
     installed.arm()
     moves = installed.wait_for("VELOCITY", after=installed.begin, count=10)
     assert any(timed.frame.number("vx") for timed in moves)
+    installed.wait_until(lambda: installed.show("StatusText").startswith("armed"), "word of it in systemctl status")
     assert "ARM" in installed.kinds()[: installed.kinds().index("VELOCITY")]
 
 
