@@ -49,6 +49,9 @@ class FarEnd:
                 os.close(self.fd)
                 sys.exit(0)
 
+    def hear(self) -> bytes:
+        return os.read(self.fd, 65536)
+
     def serve(self) -> None:
         pending = b""
         while True:
@@ -57,7 +60,7 @@ class FarEnd:
             readable = select.select([sys.stdin.fileno(), self.fd], [], [], wait_s)[0]
             answer = b""
             if self.fd in readable:
-                data = os.read(self.fd, 65536)
+                data = self.hear()
                 now_ns = time.monotonic_ns()
                 os.write(self.log, CHUNK.pack(now_ns, len(data)) + data)
                 answer = self.controller.receive(data, now_ns)
