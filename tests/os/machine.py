@@ -72,6 +72,8 @@ class Machine:
         self._words += ["-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"]
         if state is not None:
             self._words += ["-incoming", f"exec:cat {state}"]
+        self._deleted: set[str] = set()
+        self._lines: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -92,6 +94,9 @@ class Machine:
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -99,6 +104,7 @@ class Machine:
 
     def _connected(self, name: str) -> socket.socket:
         line = socket.socket(socket.AF_UNIX)
+        self._lines.append(line)
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             with suppress(FileNotFoundError, ConnectionRefusedError):
@@ -108,7 +114,6 @@ class Machine:
             if self._process.poll() is not None:
                 break
             time.sleep(0.02)
-        line.close()
         raise MachineError(f"qemu did not start: {(self.folder / 'qemu.log').read_text()}")
 
     # --- its hardware ---
@@ -122,6 +127,11 @@ class Machine:
                 raise MachineError(f"qemu refuses {command}: {said['error']['desc']}")
             if "return" in said:
                 return said["return"]
+            self._note(said)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if event["event"] == "DEVICE_DELETED":
+            self._deleted.add(str(event["data"].get("device")))
 
     def wire_uart(self, terminal: str) -> None:
         """Connect the far side of /dev/ttyS1 to a terminal of this machine."""
@@ -136,7 +146,10 @@ class Machine:
 
     def unplug(self, name: str) -> None:
         """Pull the adapter out; its far side is left as it is."""
+        self._deleted.discard(f"{name}-usb")
         self.order("device_del", id=f"{name}-usb")
+        while f"{name}-usb" not in self._deleted:
+            self._note(self._qmp.receive(PATIENCE_S))
 
     def by_id(self, name: str) -> str:
         """The name by which the adapter is known, whatever its number."""
@@ -165,7 +178,7 @@ class Machine:
         return said["code"], said["output"]
 
     def ask(self, text: str, at: str) -> str:
-        """What a SEQPACKET socket in the machine answers; empty where there is none."""
+        """What the SEQPACKET socket in a folder of the machine answers; empty where there is none."""
         said = self._told({"ask": text, "at": at}, 30)
         return str(said["output"]) if said["code"] == 0 else ""
 

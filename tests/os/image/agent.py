@@ -1,19 +1,19 @@
 """Runs in the machine: does what the host asks for, a line of JSON each way on a virtio port.
 
 `{"run": shell text, "input": base64, "timeout_s": n}` is answered by `{"code": exit status, "output": both streams}`, a
-command that took too long by code 124. `{"ask": text, "at": pattern}` goes to a SEQPACKET socket, as an operator's
+command that took too long by code 124. `{"ask": text, "at": folder}` goes to the socket in there, as an operator's
 request does, without the seconds that a client's start takes here; its answer is in `output`.
 """
 
 from __future__ import annotations
 
 import base64
-import glob
 import json
 import os
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 PORT = "/dev/virtio-ports/agent"
 ASK_TIMEOUT_S = 10
@@ -37,11 +37,11 @@ def run(text: str, given: bytes, timeout_s: float) -> dict[str, object]:
     return {"code": code, "output": output.decode(errors="replace")}
 
 
-def ask(text: str, pattern: str) -> dict[str, object]:
+def ask(text: str, folder: str) -> dict[str, object]:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
             client.settimeout(ASK_TIMEOUT_S)
-            client.connect((glob.glob(pattern) or [pattern])[0])
+            client.connect(next(map(str, Path(folder).glob("*.sock")), folder))
             client.send(text.encode())
             return {"code": 0, "output": client.recv(8192).decode()}
     except OSError as error:
