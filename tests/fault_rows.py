@@ -8,6 +8,8 @@ each STOP comes is measured by the self-test, over many tries.
 from __future__ import annotations
 
 DAEMON, REFUSALS, PORT, MVLA, CODEC = "test_daemon", "test_refusals", "test_serial_port", "test_mvla", "test_link_v1"
+MACHINE = "os/test_machine"
+"""Real devices of a virtual machine; `make test-os` runs it."""
 CAMERA, MOTORS, POLICY, SYSTEM = "test_fault_camera", "test_fault_motors", "test_fault_policy", "test_fault_system"
 
 
@@ -64,6 +66,11 @@ ROWS: dict[str, tuple[str, list[str]]] = {
             *_in(CAMERA, "a_camera_that_comes_back_under_another_number_is_found_by_its_port"),
             *_in("test_stream_sources", "a_network_camera_is_read_lost_and_found_again"),
             *_in("test_capture", "a_camera_that_opens_and_fails_at_once_is_one_loss_with_growing_pauses"),
+            *_in(
+                MACHINE,
+                "a_camera_that_is_unplugged_is_stale_then_lost_and_found_under_another_number",
+                "a_streaming_error_is_a_lost_camera_that_is_opened_again",
+            ),
         ],
     ),
     "F11": (
@@ -77,6 +84,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
                 "a_capture_thread_ends_while_the_library_hangs",
             ),
             *_in("test_stream_sources", "a_network_camera_that_never_answers_holds_up_nobody"),
+            *_in(MACHINE, "a_read_that_blocks_for_ten_seconds_is_stale_then_lost_and_holds_up_nobody"),
         ],
     ),
     "F12": (
@@ -84,6 +92,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         [
             *_in(CAMERA, "a_picture_that_a_driver_repeats_for_ever_is_frozen"),
             *_in(DAEMON, "a_frozen_camera_is_noticed_by_its_pictures"),
+            *_in(MACHINE, "a_driver_that_gives_the_same_picture_for_ever_is_frozen"),
         ],
     ),
     "F13": (
@@ -150,6 +159,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         "the serial line is unplugged and comes back",
         [
             *_in(MOTORS, "a_port_that_is_unplugged_is_asked_who_it_is_when_it_comes_back"),
+            *_in(MACHINE, "an_adapter_that_is_unplugged_is_found_by_its_name_and_asked_who_it_is"),
         ],
     ),
     "F20": (
@@ -158,6 +168,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
             *_in(MOTORS, "to_something_else_only_hello_is_said", "a_board_that_boots_is_waited_for"),
             *_in(MOTORS, "a_board_that_boots_for_three_seconds_is_waited_for"),
             *_in(REFUSALS, "a_port_where_nobody_is_home"),
+            *_in(MACHINE, "to_something_else_only_hello_is_said"),
         ],
     ),
     "F21": (
@@ -252,7 +263,13 @@ ROWS: dict[str, tuple[str, list[str]]] = {
             *_in("test_policy_link", "bytes_are_a_message_or_malformed"),
         ],
     ),
-    "F29": ("two daemons, one port", _in(REFUSALS, "a_port_that_another_daemon_has")),
+    "F29": (
+        "two daemons, one port",
+        [
+            *_in(REFUSALS, "a_port_that_another_daemon_has"),
+            *_in(MACHINE, "a_second_daemon_at_the_same_port_ends_and_writes_nothing"),
+        ],
+    ),
     "F30": (
         "suspend and resume",
         [
@@ -380,5 +397,5 @@ ROWS: dict[str, tuple[str, list[str]]] = {
             *_in(DAEMON, "a_policy_that_needs_too_long_is_refused_with_its_budget"),
         ],
     ),
-    "F44": ("a hub resets", _in(MOTORS, HUB)),
+    "F44": ("a hub resets", [*_in(MOTORS, HUB), *_in(MACHINE, HUB)]),
 }

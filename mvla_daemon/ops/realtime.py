@@ -90,12 +90,17 @@ def use_fifo(priority: int) -> str:
 
 
 def would_grant_fifo(priority: int) -> bool:
-    """Whether the calling thread, which is an ordinary one, would get SCHED_FIFO; it stays as it is."""
+    """Whether the calling thread, which is an ordinary one, would get SCHED_FIFO; it stays as it is.
+
+    It asks without SCHED_RESET_ON_FORK, since only a privileged process may take that flag back (sched(7)).
+    """
     before = os.sched_getscheduler(0), os.sched_getparam(0)
-    granted = not use_fifo(priority)
-    if granted:
-        os.sched_setscheduler(0, *before)
-    return granted
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError:
+        return False
+    os.sched_setscheduler(0, *before)
+    return True
 
 
 def wake_on_time() -> str:
