@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 PACE = Pace(rate_hz=5, deadline_ms=200, max_frame_age_ms=1000, watchdog_ms=1000)
 """What a translated processor can keep up with, also beside other programs."""
 DEADLINE_MISSED, FRAME_STALE, FRAME_FROZEN, CAMERA_LOST = range(1, 5)
@@ -55,6 +55,7 @@ manifest = "{manifest}"
 port = "{port}"
 baud = 115200
 watchdog_ms = {pace.watchdog_ms}
+identify_timeout_s = 45
 
 [safety]
 arm = "auto"

@@ -212,7 +212,7 @@ def test_to_something_else_only_hello_is_said(machine: Machine, tmp_path: Path, 
             port = machine.by_id("gps2")
         with MachineRig(tmp_path, machine, port, "steady.toml", name="lost") as rig:
             rig.wait_until(lambda: machine.run(f"test -e {port}", may_fail=True)[0] == 0, "port")
-            code, said = rig.run()
+            code, said = rig.run("--set", "motor.identify_timeout_s=5")
     assert code == UNAVAILABLE
     assert "did not identify itself" in said
     reader = WireReader()
