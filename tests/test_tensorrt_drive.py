@@ -24,8 +24,8 @@ def drive(folder: Path, *words: str, **variables: str) -> tuple[int, list[dict[s
         'policy.backend="tensorrt"',
         'log.format="json"',
         f'sim.picture="{folder}/drive.png"',
-        "camera.fps=10",
-        "control.max_frame_age_ms=200",
+        *("camera.fps=10", "control.rate_hz=10", "control.deadline_ms=100", "control.max_frame_age_ms=500"),
+        "motor.watchdog_ms=300",
     )
     ran = subprocess.run(
         [
