@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Meanwhile:
-    """Runs the tests that are marked so one after the other; `results` has what became of each, by its id.
+    """Runs the tests that are marked so, two at a time; `results` has what became of each, by its id.
 
-    Such a test is about no time shorter than a tenth of a second, and has no arguments but these.
+    Such a test is about no time shorter than a tenth of a second, and has no arguments but these and its parameters.
     """
 
     def __init__(
@@ -26,14 +26,15 @@ class Meanwhile:
     ) -> None:
         self._make_folder = make_folder
         self._there: dict[str, Path | Scene] = {"studio": studio, "scene": scene}
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(2)
         self.results: dict[str, Future[None]] = {}
         for item in items:
             if is_meanwhile(item) and isinstance(item, pytest.Function):
                 self.results[item.nodeid] = self._pool.submit(self._run, item)
 
     def _run(self, item: pytest.Function) -> None:
-        there = {**self._there, "tmp_path": self._make_folder()}
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        there = {**self._there, **params, "tmp_path": self._make_folder()}
         item.obj(**{name: there[name] for name in inspect.signature(item.obj).parameters})
 
     def close(self) -> None:

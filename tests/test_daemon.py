@@ -23,12 +23,6 @@ ROAD = Path(__file__).parent.parent.parent / "shared" / "data" / "road.mp4"
 
 
 @pytest.fixture
-def rig(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
-    with Rig(tmp_path, scene) as rig:
-        yield rig
-
-
-@pytest.fixture
 def quick(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
     """At 50 Hz with the 20 ms deadline, for what is about time."""
     with Rig(tmp_path, scene, pace=REAL) as rig:
@@ -73,18 +67,20 @@ def test_a_drive_follows_the_protocol_from_hello_to_the_stop_at_the_end(tmp_path
         assert reasons(rig) == [SHUTDOWN]
 
 
-def test_it_begins_from_zero_and_stays_inside_the_limits(rig: Rig) -> None:
-    rig.start_driving("--set", "limits.linear_x={ max = 0.1, accel = 0.4 }")
-    drive = rig.wait_for("VELOCITY", count=20)
-    speeds = [timed.frame.number("vx") / 1e6 for timed in drive]
-    # The policy asks for more from its first picture on; what T = 100 ms allows is granted once, and jitter beside it.
-    arm = rig.wait_for("ARM")[0]
-    assert speeds[0] <= 0.4 * ((drive[0].at_ns - arm.at_ns) / 1e9 + 0.010)
-    assert max(speeds) == pytest.approx(0.1, abs=1e-6)
-    for i, j in itertools.combinations(range(0, len(drive), 5), 2):
-        allowed = 0.4 * ((drive[j].at_ns - drive[i].at_ns) / 1e9 + 0.100 + 0.010)
-        assert speeds[j] - speeds[i] <= allowed
-    assert {timed.frame.number("vy") for timed in drive} == {0}
+@pytest.mark.meanwhile
+def test_it_begins_from_zero_and_stays_inside_the_limits(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving("--set", "limits.linear_x={ max = 0.1, accel = 0.4 }")
+        drive = rig.wait_for("VELOCITY", count=20)
+        speeds = [timed.frame.number("vx") / 1e6 for timed in drive]
+        # The policy asks for more from its first picture on; what T = 100 ms allows is granted once, beside it jitter.
+        arm = rig.wait_for("ARM")[0]
+        assert speeds[0] <= 0.4 * ((drive[0].at_ns - arm.at_ns) / 1e9 + 0.010)
+        assert max(speeds) == pytest.approx(0.1, abs=1e-6)
+        for i, j in itertools.combinations(range(0, len(drive), 5), 2):
+            allowed = 0.4 * ((drive[j].at_ns - drive[i].at_ns) / 1e9 + 0.100 + 0.010)
+            assert speeds[j] - speeds[i] <= allowed
+        assert {timed.frame.number("vy") for timed in drive} == {0}
 
 
 @pytest.mark.timing
@@ -275,16 +271,18 @@ def test_a_gate_that_slept_stops_before_anything_else(tmp_path: Path, scene: Sce
         nothing_moves_after_a_stop(rig)
 
 
+@pytest.mark.meanwhile
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_end_it_with_a_stop(rig: Rig, number: signal.Signals) -> None:
-    rig.start_driving()
-    before = len(rig.read_wire())
-    os.kill(rig.pid, number)
-    os.kill(rig.pid, signal.SIGTERM)
-    assert rig.wait() == 0
-    stops = rig.wait_for("STOP", after=before)
-    assert {timed.frame.number("reason") for timed in stops} == {SHUTDOWN}
-    nothing_moves_after_a_stop(rig)
+def test_signals_end_it_with_a_stop(tmp_path: Path, scene: Scene, number: signal.Signals) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        before = len(rig.read_wire())
+        os.kill(rig.pid, number)
+        os.kill(rig.pid, signal.SIGTERM)
+        assert rig.wait() == 0
+        stops = rig.wait_for("STOP", after=before)
+        assert {timed.frame.number("reason") for timed in stops} == {SHUTDOWN}
+        nothing_moves_after_a_stop(rig)
 
 
 @pytest.mark.meanwhile
@@ -305,10 +303,12 @@ def test_an_operator_stops_arms_and_disarms(tmp_path: Path, scene: Scene) -> Non
         nothing_moves_after_a_stop(rig)
 
 
-def test_a_slow_line_is_said_at_the_start(rig: Rig) -> None:
-    rig.start("--set", "motor.baud=9600")
-    rig.wait_until(lambda: bool(rig.events("slow_line")), "warning")
-    assert "ms on the line" in str(rig.events("slow_line")[0]["event"])
+@pytest.mark.meanwhile
+def test_a_slow_line_is_said_at_the_start(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start("--set", "motor.baud=9600")
+        rig.wait_until(lambda: bool(rig.events("slow_line")), "warning")
+        assert "ms on the line" in str(rig.events("slow_line")[0]["event"])
 
 
 @pytest.mark.meanwhile
@@ -321,15 +321,17 @@ def test_manual_arming_waits_for_the_operator(tmp_path: Path, scene: Scene) -> N
         rig.wait_for("VELOCITY")
 
 
-def test_a_line_that_nobody_reads_is_a_lost_controller(rig: Rig) -> None:
-    rig.start_driving()
-    rig.wait_for("VELOCITY", count=10)
-    freeze(rig.far_pid())
-    rig.wait_until(lambda: bool(rig.events("stop")), "stop")
-    thaw(rig.far_pid())
-    rig.wait_for("STOP")
-    assert reasons(rig)[0] == CONTROLLER_LOST
-    nothing_moves_after_a_stop(rig)
+@pytest.mark.meanwhile
+def test_a_line_that_nobody_reads_is_a_lost_controller(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        rig.wait_for("VELOCITY", count=10)
+        freeze(rig.far_pid())
+        rig.wait_until(lambda: bool(rig.events("stop")), "stop")
+        thaw(rig.far_pid())
+        rig.wait_for("STOP")
+        assert reasons(rig)[0] == CONTROLLER_LOST
+        nothing_moves_after_a_stop(rig)
 
 
 @pytest.mark.meanwhile
@@ -370,6 +372,7 @@ def test_a_nan_stops_the_robot_and_never_reaches_the_wire(tmp_path: Path, studio
         assert rig.tell("arm").stdout == "armed\n"
 
 
+@pytest.mark.meanwhile
 def test_a_policy_that_asks_for_the_impossible_is_never_armed(tmp_path: Path, studio: Path) -> None:
     with rig_with(tmp_path, studio, policy="outrageous") as rig:
         rig.start()

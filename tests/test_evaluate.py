@@ -153,6 +153,7 @@ def test_a_robot_that_never_moves_is_no_success_and_ends_nevertheless(tmp_path: 
     assert drive.track == []
 
 
+@pytest.mark.meanwhile
 def test_a_drive_in_real_time_ends_by_the_daemons_own_words(tmp_path: Path) -> None:
     manifest = write_policy(tmp_path, 0.5, list(SENTENCES))
     # In this room the box is two seconds straight ahead.

@@ -204,19 +204,20 @@ def test_a_command_of_before_is_dropped_and_counted(ground: GroundRig, kind: str
 # --- hostile ---
 
 
-def test_a_policy_that_spins_on_every_core_harms_nobody_but_itself(ground: GroundRig) -> None:
+@pytest.mark.alone  # it would starve the daemons of other tests too, and those may not be stopped
+def test_a_policy_that_spins_on_every_core_harms_nobody_but_itself(mortal: GroundRig) -> None:
     """It may get late, or starve altogether; what the gate and the controller do goes on, and each stop is told."""
     for _ in range(TRIES):
-        told, before = len(ground.events("stop")), len(ground.read_wire())
-        ground.sabotage("spin 0.5")
-        ground.wait_until(partial(_lasted, ground, before, 0.5), "commands or STOPs")
-        put_right(ground)
-        if set(reasons(ground, before)) <= STARVED:
+        told, before = len(mortal.events("stop")), len(mortal.read_wire())
+        mortal.sabotage("spin 0.5")
+        mortal.wait_until(partial(_lasted, mortal, before, 0.5), "commands or STOPs")
+        put_right(mortal)
+        if set(reasons(mortal, before)) <= STARVED:
             break
-    assert set(reasons(ground, before)) <= STARVED
-    sessions = {timed.frame.session for timed in ground.read_wire()[before:] if timed.kind == "STOP"}
-    ground.wait_until(lambda: len(ground.events("stop")) >= told + len(sessions), "record of each stop")
-    assert all(record["stage"] for record in ground.events("stop")[told:])
+    assert set(reasons(mortal, before)) <= STARVED
+    sessions = {timed.frame.session for timed in mortal.read_wire()[before:] if timed.kind == "STOP"}
+    mortal.wait_until(lambda: len(mortal.events("stop")) >= told + len(sessions), "record of each stop")
+    assert all(record["stage"] for record in mortal.events("stop")[told:])
 
 
 def _lasted(rig: GroundRig, before: int, for_s: float) -> bool:

@@ -115,6 +115,7 @@ def test_ctrl_c_stops_the_robot_and_leaves_a_picture_and_nothing_else(rig: Rig) 
     assert all(gone(pid) for pid in started.values())
 
 
+@pytest.mark.meanwhile
 def test_a_robot_that_touches_something_says_what_and_is_a_failure_with_or_without_a_picture(tmp_path: Path) -> None:
     with simulated(tmp_path, straight_ahead(tmp_path), None) as rig:
         rig.start("--seed", str(BOX_AHEAD), "--set", "sim.picture=/proc/drive.png")
