@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from mvla_daemon.camera_source import (
     RECORDING,
@@ -18,6 +18,17 @@ from mvla_daemon.camera_source import (
     is_device,
     is_synthetic,
     kind_of,
+)
+from mvla_daemon.config_values import (
+    Hertz,
+    Milliseconds,
+    MillisecondsOrZero,
+    PathText,
+    Priority,
+    Section,
+    as_pixel_format,
+    sayable,
+    whole_number,
 )
 from mvla_daemon.core.limits import AxisLimit
 from mvla_daemon.core.messages import MS, SECOND
@@ -29,43 +40,7 @@ _TTL_MARGIN_MS = 20
 """How long a command outlives its cycle's worst case, from motor link v1."""
 
 
-def _whole_number(value: object) -> object:
-    if type(value) is not int:  # a Literal alone would take true for 1 and 90.0 for 90
-        raise ValueError("must be a whole number")
-    return value
-
-
-def _openable(path: str) -> str:
-    if not path or "\0" in path:
-        raise ValueError("must be a path")
-    return path
-
-
-def _sayable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must have no zero characters")
-    return text
-
-
-def _pixel_format(code: str) -> str:
-    if len(code) != 4 or not code.isascii() or not code.isprintable():
-        raise ValueError('must be the four characters of a V4L2 format, for example "MJPG" or "YUYV"')
-    return code
-
-
-Hertz = Annotated[float, Field(ge=0.1, le=1000)]
-Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
-MillisecondsOrZero = Annotated[float, Field(ge=0, le=60_000)]
-Priority = Annotated[int, Field(ge=1, le=99)]
-"""A priority of Linux's real-time schedulers, sched(7)."""
-PathText = Annotated[str, AfterValidator(_openable)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
-
-
-class Control(_Model):
+class Control(Section):
     """The cycle's times."""
 
     rate_hz: Hertz = 50
@@ -88,7 +63,7 @@ class Control(_Model):
         return round(self.max_frame_age_ms * MS)
 
 
-class Camera(_Model):
+class Camera(Section):
     """Where pictures come from; `width` and `height` are the camera's own, before it is turned and flipped.
 
     `format` and `buffers` of None are OpenCV's choice and two, `sensor_mode` of None the driver's choice, `latency_ms`
@@ -99,10 +74,10 @@ class Camera(_Model):
     width: Annotated[int, Field(ge=1, le=8192)] = 640
     height: Annotated[int, Field(ge=1, le=8192)] = 480
     fps: Hertz = 50
-    format: Annotated[str, AfterValidator(_pixel_format)] | None = None
+    format: Annotated[str, AfterValidator(as_pixel_format)] | None = None
     buffers: Annotated[int, Field(ge=1, le=10)] | None = None
     sensor_mode: Annotated[int, Field(ge=0, le=99)] | None = None
-    rotation: Annotated[Literal[0, 90, 180, 270], BeforeValidator(_whole_number)] = 0
+    rotation: Annotated[Literal[0, 90, 180, 270], BeforeValidator(whole_number)] = 0
     flip: Literal["none", "horizontal", "vertical"] = "none"
     frozen_after_ms: MillisecondsOrZero = 500
     latency_ms: MillisecondsOrZero | None = None
@@ -159,7 +134,7 @@ class Camera(_Model):
         return round((self.latency_ms or 0) * MS)
 
 
-class Policy(_Model):
+class Policy(Section):
     """Which policy thinks, and on what engine; `manifest` is absolute after `load_config`.
 
     The null engine does not think: it is for measuring everything else, and moves the simulated robot only.
@@ -167,10 +142,10 @@ class Policy(_Model):
 
     manifest: PathText
     backend: Literal["onnxruntime", "tensorrt", "null"] = "onnxruntime"
-    instruction: Annotated[str, Field(min_length=1), AfterValidator(_sayable)] | None = None
+    instruction: Annotated[str, Field(min_length=1), AfterValidator(sayable)] | None = None
 
 
-class TensorRt(_Model):
+class TensorRt(Section):
     """How engines are built; `cache` of None is the user's cache, `dla_core` of None the GPU."""
 
     precision: Literal["fp16", "fp32"] = "fp16"
@@ -179,7 +154,7 @@ class TensorRt(_Model):
     cache: PathText | None = None
 
 
-class Motor(_Model):
+class Motor(Section):
     """The link to the motor controller; `identify_timeout_s` of 0 waits for one for ever."""
 
     protocol: Literal["mvla"] = "mvla"
@@ -201,21 +176,21 @@ class Motor(_Model):
         return self.port == SIMULATED
 
 
-class LinearLimit(_Model):
+class LinearLimit(Section):
     """Greatest speed (m/s) and acceleration (m/s²); a speed has to fit the wire's 32 bits of µm/s."""
 
     max: Annotated[float, Field(gt=0, le=2000)] = 0.5
     accel: Annotated[float, Field(gt=0)] = 1.0
 
 
-class AngularLimit(_Model):
+class AngularLimit(Section):
     """Greatest turn rate (rad/s) and angular acceleration (rad/s²)."""
 
     max: Annotated[float, Field(gt=0, le=2000)] = 1.5
     accel: Annotated[float, Field(gt=0)] = 4.0
 
 
-class Limits(_Model):
+class Limits(Section):
     """What a command may ask for, by axis."""
 
     linear_x: LinearLimit = LinearLimit()
@@ -227,12 +202,12 @@ class Limits(_Model):
         return [AxisLimit(limit.max, limit.accel) for limit in (self.linear_x, self.linear_y, self.angular_z)]
 
 
-class Safety(_Model):
+class Safety(Section):
     """How the robot is armed, stopped and armed again."""
 
     arm: Literal["manual", "auto"] = "manual"
     bench_test: bool = False
-    stop_category: Annotated[Literal[0, 1, 2], BeforeValidator(_whole_number)] = 1
+    stop_category: Annotated[Literal[0, 1, 2], BeforeValidator(whole_number)] = 1
     stop_timeout_ms: Milliseconds = 1000
     recover: Literal["auto", "never"] = "auto"
     recover_cycles: Annotated[int, Field(ge=1, le=10_000)] = 25
@@ -241,14 +216,14 @@ class Safety(_Model):
     policy_dead_after_ms: Milliseconds = 2000
 
 
-class Sim(_Model):
+class Sim(Section):
     """The simulated robot: its room is a function of the seed; `picture` is where the drive is drawn, if anywhere."""
 
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
     picture: PathText | None = None
 
 
-class Realtime(_Model):
+class Realtime(Section):
     """What is asked of the operating system."""
 
     scheduler: Literal["fifo", "other"] = "fifo"
@@ -257,14 +232,14 @@ class Realtime(_Model):
     lock_memory: bool = True
 
 
-class Log(_Model):
+class Log(Section):
     """How the log is written, and from what level on."""
 
     format: Literal["auto", "journal", "console", "json"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Sections(_Model):
+class Sections(Section):
     """The sections of a file."""
 
     control: Control = Control()
