@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests.fault_rows import ROWS
+from tests.forgiving import TALLY
 from tests.meanwhile import Meanwhile, is_meanwhile
 from tests.onnx_models import ModelFile
 from tests.proving import Beside, Proving, is_beside
 from tests.reporting import Enter, Room, start_reporter
 from tests.rig import GroundRig, Scene
+from tests.rows_run import RowsRun
 
 # How long an example takes is the machine's affair.
 settings.register_profile("untimed", deadline=None)
@@ -216,6 +219,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "beside: runs on a second proving ground, beside the others")
     config.addinivalue_line("markers", "meanwhile: mostly waits, so it runs beside all others")
     config.addinivalue_line("markers", "alone: counts what the whole process has, so it runs before any runs beside it")
+    config.pluginmanager.register(TALLY)
+    config.pluginmanager.register(RowsRun(ROWS))
 
 
 def is_alone(item: pytest.Item) -> bool:

@@ -11,11 +11,11 @@ import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.forgiving import TALLY, TRIES, excuse
 from tests.rig import BRISK, GroundRig, Rig, Scene, Timed, gone, reasons
 
 if TYPE_CHECKING:
@@ -30,12 +30,6 @@ LIMITS = {"vx": (0.5, 1.0), "vy": (0.5, 1.0), "wz": (1.5, 4.0)}
 DEADLINE_MISSED, FRAME_STALE, FRAME_FROZEN, CAMERA_LOST, NOT_FINITE, LIMIT_VIOLATED = range(1, 7)
 POLICY_LOST, POLICY_ERROR, SEQUENCE_ERROR, CONTROLLER_LOST, CONTROLLER_RESET, CONTROLLER_FAULT = range(7, 13)
 OPERATOR, SHUTDOWN, CONFIG_CHANGED, INTERNAL, PORT_LOST, SUSPENDED = range(13, 19)
-STARVED = {DEADLINE_MISSED, FRAME_STALE, CAMERA_LOST, POLICY_LOST}
-"""What a policy process can bring about by itself on a machine that gives it no time to run, for a second or more."""
-BUSY = STARVED | {CONTROLLER_LOST, CONTROLLER_FAULT}
-"""And what comes of a machine that holds up the controller or the kernel's thread between two ends of a pty, for 0.1 s.
-"""
-TRIES = 4
 FAULT = 5
 NEUTRAL = (
     *("mute off", "deaf off", "corrupt 0 0", "lose 0 0", "delay 0", "state -", "session -", "watchdog -"),
@@ -253,23 +247,42 @@ def until_armed(wire: list[Timed]) -> list[str]:
     return list(itertools.takewhile(lambda kind: kind != "ARM", kinds))
 
 
+def tried(
+    rig: Rig, attempt: Callable[[int], int | None], again: Callable[[Rig], None] = put_right
+) -> tuple[int, int | None]:
+    """Try something with a driving robot: the wire's length before it, and what `attempt` has made of it.
+
+    `attempt` is given that length; its result is None, or the reason of a stop that spoiled it. A stop that a busy
+    machine can bring about by itself is counted and forgiven, and after `again` the next try is made.
+    """
+    for left in reversed(range(TRIES)):
+        before, told = len(rig.read_wire()), len(rig.statuses())
+        spoiled = attempt(before)
+        forgiven = excuse(spoiled, rig.statuses()[told - 1 :]) if spoiled is not None and left else ""
+        TALLY.count(forgiven)
+        if not forgiven:
+            break
+        print(f"forgiven: STOPs for {reasons(rig, before)}")
+        again(rig)
+    return before, spoiled
+
+
 def provoke(
     rig: GroundRig, what: Callable[[], object], *expected: int, as_meant: Callable[[], bool] = lambda: True
 ) -> list[Timed]:
     """Do something to a driving robot: the STOPs that follow have these reasons, in this order. The wire from there on.
 
-    Nothing of the robot's moves after them. Tries that a busy machine has spoiled are forgiven: those that were stopped
-    for another reason which it can bring about by itself, or where the stop was not `as_meant`.
+    Nothing of the robot's moves after them. A try is spoiled by a stop for another reason, or one that is not
+    `as_meant`.
     """
-    for attempt in range(1, TRIES + 1):
-        before = len(rig.read_wire())
+
+    def attempt(before: int) -> int | None:
         what()
         rig.wait_for("STOP", after=before)
         first = reasons(rig, before)[0]
-        if (first == expected[0] and as_meant()) or first not in BUSY or attempt == TRIES:
-            break
-        print(f"forgiven: STOPs for {reasons(rig, before)} instead of {expected}")
-        put_right(rig)
+        return None if first == expected[0] and as_meant() else first
+
+    before, _ = tried(rig, attempt)
     try:
         rig.wait_until(lambda: reasons(rig, before)[: len(expected)] == list(expected), f"STOPs for {expected}")
     except AssertionError as error:
@@ -285,17 +298,20 @@ def _has(rig: Rig, before: int, cycles: int) -> bool:
     return kinds.count("VELOCITY") >= cycles or "STOP" in kinds
 
 
+def first_reason(rig: Rig, before: int) -> int | None:
+    return next(iter(reasons(rig, before)), None)
+
+
 def drives_on(rig: GroundRig, what: Callable[[], object] = lambda: None, cycles: int = 4) -> list[Timed]:
-    """Do something: it goes on driving, without a stop; the VELOCITYs. Tries are forgiven as with `provoke`."""
-    for attempt in range(1, TRIES + 1):
-        before = len(rig.read_wire())
+    """Do something: it goes on driving, without a stop; the VELOCITYs."""
+    drive: list[Timed] = []
+
+    def attempt(before: int) -> int | None:
         what()
-        rig.wait_until(partial(_has, rig, before, cycles), f"{cycles} VELOCITY or a STOP")
-        drive = [timed for timed in rig.read_wire()[before:] if timed.kind == "VELOCITY"]
-        stopped = reasons(rig, before)
-        if not stopped or stopped[0] not in BUSY or attempt == TRIES:
-            break
-        print(f"forgiven: STOPs for {stopped}")
-        put_right(rig)
-    assert stopped == []
+        rig.wait_until(lambda: _has(rig, before, cycles), f"{cycles} VELOCITY or a STOP")
+        drive[:] = [timed for timed in rig.read_wire()[before:] if timed.kind == "VELOCITY"]
+        return first_reason(rig, before)
+
+    _, stopped_for = tried(rig, attempt)
+    assert stopped_for is None
     return drive

@@ -24,14 +24,15 @@ from tests.proving import (
     INTERNAL,
     SHUTDOWN,
     SUSPENDED,
-    TRIES,
     Proving,
     drives_on,
+    first_reason,
     latched,
     provoke,
     stop_record,
+    tried,
 )
-from tests.rig import PATIENCE_S, ROOT, GroundRig, freeze, reasons, thaw
+from tests.rig import PATIENCE_S, ROOT, GroundRig, Rig, freeze, reasons, thaw
 from tests.wire import decode_stream
 
 SECOND = 1_000_000_000
@@ -145,13 +146,14 @@ def test_nobody_who_reads_is_needed_and_what_nobody_reads_is_counted(ground: Gro
 
 def drives_on_unheard(rig: GroundRig) -> None:
     """Without `drives_on`, which reads the log between two tries."""
-    for _ in range(TRIES):
-        rig.arm()
-        before = len(rig.read_wire())
-        rig.wait_until(lambda: len(rig.read_wire()) >= before + 4, "commands")  # noqa: B023 - called before the next
-        if not reasons(rig, before):
-            break
-    assert reasons(rig, before) == []
+
+    def attempt(before: int) -> int | None:
+        rig.wait_until(lambda: len(rig.read_wire()) >= before + 4, "commands")
+        return first_reason(rig, before)
+
+    rig.arm()
+    _, stopped_for = tried(rig, attempt, again=Rig.arm)
+    assert stopped_for is None
 
 
 def children(pid: int) -> list[int]:
