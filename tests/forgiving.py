@@ -39,7 +39,7 @@ def excuse(reason: int, statuses: Sequence[WireFrame]) -> str:
 
 
 class Tally:
-    """What was forgiven of each try of a run. As a plugin of pytest it says so at the end, and fails the run if need be.
+    """What was forgiven of each try of a run. As a plugin of pytest it says so at the end; too much fails the run.
 
     Several threads count, so each count is one step: an entry in a list.
     """

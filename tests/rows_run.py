@@ -1,6 +1,7 @@
 """Whether a run has proved each row of the table of faults: tests that are all skipped prove nothing.
 
-Only a run that had every test of the table and came to its end is judged; of a selection nothing is said. real devices (tests/os) and of a GPU are runs of their own: a row that has no others is named, and no failure.
+Only a run that had every test of the table and came to its end is judged; of a selection nothing is said. Tests of
+real devices (tests/os) and of a GPU are runs of their own: a row that has no others is named, and no failure.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 
 import tests.rig
 from mvla_daemon.ops.child import start_module
+from mvla_daemon.ops.grants import Around, how_to_grant, is_service
 from tests.rig import Rig, Scene, command
 
 FIELDS = {"fifo", "memory", "affinity", "garbage", "oom", "timer_slack"}
@@ -108,9 +109,9 @@ def test_a_gate_without_privileges_says_what_is_lost_and_how_to_grant_it() -> No
         "oom": ("Permission denied", "OOMScoreAdjust=-1000", "sudo choom --adjust -1000 --pid $$"),
     }
     for field, (why, unit, shell) in expected.items():
-        assert record[field].startswith(f"refused: {why}; to grant it, set {unit} in the unit, or say `{shell}` in the")
-        assert unit in record["message"]
+        assert record[field] == f"refused: {why}; to grant it, say `{shell}` in the shell before the start"
         assert shell in record["message"]
+        assert unit not in record["message"]
     assert "Stops still come, but less punctually: " in record["message"]
     assert "no real-time scheduling (other programs can hold it up for many milliseconds)" in record["message"]
     assert (record["garbage"], record["timer_slack"]) == ("granted", "granted")
@@ -174,7 +175,7 @@ said.append({"nice": how[0], "policy": how[1]})
 
 def test_on_one_processor_both_say_so_and_run() -> None:
     record, policy, now = show("cores = {max(cores)}", BECOME_GATE, BECOME_POLICY)
-    assert record["affinity"].startswith("refused: there is one processor only; to grant it, set AllowedCPUs=0-1")
+    assert record["affinity"].startswith("refused: there is one processor only")
     assert policy["affinity"] == record["affinity"]
     assert now["cores"] == [max(os.sched_getaffinity(0))]
 
@@ -268,6 +269,81 @@ def test_who_was_to_go_early_before_still_is() -> None:
         assert score.read_text() == "700\n"
         child.kill()
     expose(child.pid)
+
+
+# --- what is said about a refusal ---
+
+UNLIMITED = -1
+LIMITS = {"RLIMIT_RTPRIO": 0, "RLIMIT_MEMLOCK": 8 << 20, "RLIMIT_NICE": 0}
+SHELL = Around(LIMITS, processors=2, is_service=False)
+UNIT = Around(LIMITS, processors=2, is_service=True)
+
+
+def test_in_a_shell_it_is_the_shells_command_and_in_a_unit_the_units_line() -> None:
+    refused = {"fifo": 80, "memory": None, "oom": None}
+    shell = "sudo prlimit --pid $$ --rtprio=99; sudo prlimit --pid $$ --memlock=unlimited; sudo choom --adjust -1000"
+    assert how_to_grant(refused, SHELL) == f"to grant it, say `{shell} --pid $$` in the shell before the start"
+    unit = "LimitRTPRIO=99 LimitMEMLOCK=infinity OOMScoreAdjust=-1000"
+    withheld = "where the unit has it, a container withholds it"
+    assert how_to_grant(refused, UNIT) == f"to grant it, set {unit} in the unit; {withheld}"
+
+
+@pytest.mark.parametrize("is_service", [False, True])
+@pytest.mark.parametrize(
+    ("field", "enough", "limit", "value", "said"),
+    [
+        ("fifo", 80, "RLIMIT_RTPRIO", 80, "RLIMIT_RTPRIO is 80"),
+        ("fifo", 80, "RLIMIT_RTPRIO", UNLIMITED, "RLIMIT_RTPRIO is unlimited"),
+        ("memory", None, "RLIMIT_MEMLOCK", UNLIMITED, "RLIMIT_MEMLOCK is unlimited"),
+        ("precedence", 40, "RLIMIT_NICE", 40, "RLIMIT_NICE is 40"),
+    ],
+)
+def test_what_its_limit_allows_somebody_else_withholds(
+    field: str, enough: int | None, limit: str, value: int, said: str, is_service: bool
+) -> None:
+    around = Around({**LIMITS, limit: value}, 2, is_service)
+    withheld = f"{said}, which is enough: a container or the kernel's settings withhold it"
+    assert how_to_grant({field: enough}, around) == withheld
+    both = how_to_grant({field: enough, "timer_slack": None}, around)
+    assert both.startswith("to grant it, s")
+    assert both.endswith(f"; {withheld}")
+
+
+@pytest.mark.parametrize(
+    ("field", "enough", "limit", "value"),
+    [
+        ("fifo", 80, "RLIMIT_RTPRIO", 79),
+        ("memory", None, "RLIMIT_MEMLOCK", 1 << 40),
+        ("precedence", 40, "RLIMIT_NICE", 39),
+    ],
+)
+def test_a_limit_that_is_too_low_is_to_be_raised(field: str, enough: int | None, limit: str, value: int) -> None:
+    around = Around({**LIMITS, limit: value}, 2, is_service=False)
+    assert how_to_grant({field: enough}, around).startswith("to grant it, say `sudo prlimit ")
+
+
+def test_nothing_grants_a_second_processor_where_there_is_one() -> None:
+    assert how_to_grant({"affinity": None}, Around(LIMITS, processors=1, is_service=True)) == ""
+    assert "AllowedCPUs=0-1" in how_to_grant({"affinity": None}, UNIT)
+
+
+def test_a_service_is_what_systemd_has_started_itself() -> None:
+    pids = {70, 71}
+    assert is_service({"INVOCATION_ID": "1f", "SYSTEMD_EXEC_PID": "70"}, pids)
+    assert is_service({"INVOCATION_ID": "1f"}, pids)  # older than 248
+    assert not is_service({"INVOCATION_ID": "1f", "SYSTEMD_EXEC_PID": "7"}, pids)  # its terminal is one
+    assert not is_service({}, pids)
+
+
+@as_root
+@pytest.mark.skipif(not holds(CAP_SYS_RESOURCE), reason="nobody here may raise a limit")
+def test_a_limit_that_allows_it_is_not_asked_for_again() -> None:
+    """A seccomp filter would refuse it as this does: the kernel says no, whatever the limit."""
+    enough = "resource.setrlimit(resource.RLIMIT_RTPRIO, (99, 99))"
+    refuse = "realtime.use_fifo = lambda _: 'Operation not permitted'"
+    record, _ = show(enough, DROP, refuse, BECOME_GATE)
+    assert record["fifo"].startswith("refused: Operation not permitted; RLIMIT_RTPRIO is 99, which is enough: ")
+    assert "--rtprio" not in record["message"]
 
 
 # --- the whole daemon ---

@@ -1,4 +1,4 @@
-"""What a whole run of the tests is judged by beside its tests: rows without proof, needless stops that were forgiven."""
+"""What a run of the tests is judged by beside its tests: rows without proof, needless stops that were forgiven."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ LOCK_SPARE_BYTES = 64 << 20
 
 def become_gate(cores: set[int], fifo_priority: int | None, *, lock: bool) -> Grants:
     """All that the gate asks for; `fifo_priority` is None and `lock` False where the configuration wants it so."""
-    grants = Grants("gate")
+    grants = Grants("gate", fifo_priority)
     grants.note("affinity", _share_out({gate_core(cores)}, cores))
     stop_collecting_garbage()
     grants.note("garbage")
@@ -55,7 +55,7 @@ def become_policy(cores: set[int], fifo_priority: int | None, *, gate_has_fifo: 
     event loop's, is real-time; the engine's and the camera's ask for precedence among ordinary ones, so that they
     cannot starve the kernel's own threads.
     """
-    grants = Grants("policy")
+    grants = Grants("policy", fifo_priority)
     grants.note("parent_death")  # asked for before all else, since without it there is no policy process
     grants.note("affinity", _share_out(cores - {gate_core(cores)}, cores))
     set_garbage_aside()
