@@ -63,7 +63,7 @@ class Tally:
     # --- pytest's names ---
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.is_too_much():
+        if self.is_too_much() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
