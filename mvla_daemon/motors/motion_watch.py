@@ -40,7 +40,6 @@ class MotionWatch:
     """
 
     def __init__(self, accel: Axes3) -> None:
-        self.told = _STANDING
         self._accel = accel
         self.begin(None, 0)
 
@@ -68,7 +67,7 @@ class MotionWatch:
         wrong = ""
         for axis, speed in enumerate(measured):
             targets = [told[axis] for told in recent]
-            step = self._steps[axis] * elapsed_ns if elapsed_ns else 0.0
+            step = self._steps[axis] * elapsed_ns
             low = self._lows[axis] = min(*targets, self._lows[axis] + step)
             high = self._highs[axis] = max(*targets, self._highs[axis] - step)
             nearest = min(max(speed, low), high)
