@@ -44,10 +44,6 @@ class FarEnd:
                 self.controller.set_fault(int(bit), flag == "on")
             case ["say", hexadecimal]:
                 os.write(self.fd, bytes.fromhex(hexadecimal))
-            case ["hang_up"]:
-                os.close(self.daemon_fd)
-                os.close(self.fd)
-                sys.exit(0)
 
     def hear(self) -> bytes:
         return os.read(self.fd, 65536)

@@ -30,7 +30,7 @@ from mvla_daemon.sim.lockstep import LockstepPort, Unheard
 from mvla_daemon.sim.lockstep_policy import LockstepPolicy
 from mvla_daemon.sim.robot import SimulatedRobot
 from mvla_daemon.sim.timeline import Timeline
-from tests.rig import PATIENCE_S, ROOT, Rig, Scene, freeze, thaw
+from tests.rig import PATIENCE_S, ROOT, GroundRig, Rig, Scene, freeze, thaw
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -144,9 +144,10 @@ def test_it_is_fed_at_half_its_patience_unless_the_gate_hangs(tmp_path: Path, sc
 
 
 @pytest.mark.meanwhile
-def test_what_the_gate_handles_itself_is_no_reason_to_kill_it(tmp_path: Path, scene: Scene) -> None:
+def test_what_the_gate_handles_itself_is_no_reason_to_kill_it(tmp_path: Path, studio: Path) -> None:
     """A policy process that is gone and replaced, an operator's stop, a port that is gone: it is fed through all."""
-    with Manager(tmp_path) as manager, Rig(tmp_path, scene) as rig:
+    scene = Scene(None, studio / "steady.toml", 640, 480)
+    with Manager(tmp_path) as manager, GroundRig(tmp_path, scene) as rig:
         supervised(rig, manager, 2).start_driving()
         manager.forget()
         os.kill(rig.policy_pid(), signal.SIGKILL)
@@ -156,7 +157,7 @@ def test_what_the_gate_handles_itself_is_no_reason_to_kill_it(tmp_path: Path, sc
         rig.arm()
         rig.ask("stop")
         manager.wait_for("STATUS=latched (operator)")
-        rig.far("hang_up")
+        rig.unplug()
         manager.wait_for("STATUS=latched (port_lost)")
         manager.wait_for("WATCHDOG=1", 2)
         assert max(b - a for a, b in pairwise(manager.has("WATCHDOG=1"))) < 2

@@ -30,6 +30,8 @@ class GroundLink:
 
     def order(self, words: str) -> None:
         """Have an order carried out."""
+        if words == "hang_up":  # the next terminal that anyone opens may get its number, and is not the robot's
+            self.port.unlink()
         assert self._process.stdin is not None
         self._process.stdin.write(f"{words}\n".encode())
         self._process.stdin.flush()
@@ -37,7 +39,6 @@ class GroundLink:
         if done != "done":
             raise DaemonError(f"The self-test's robot does not know {words!r}.", ExitCode.INTERNAL)
         if words == "plug_in":
-            self.port.unlink()
             self.port.symlink_to(more[1])
 
     def _answer(self, patience_s: float) -> list[str]:
