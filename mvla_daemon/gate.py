@@ -31,6 +31,10 @@ IDLE_WAKE_NS = 1 * SECOND
 SUSPENDED_NS = 5 * MS
 """The boot-time clock gains on the monotonic one exactly while the machine is suspended."""
 LATE_WAKE_NS = 200 * MS
+HEAR_EVERY_NS = 25 * MS
+"""While armed the controller wakes nobody: it is heard at every wake, before anything is written, and this often at the
+latest. It speaks once a cycle and a cycle wakes the gate twice anyway; a third wake would cost as much as each of them.
+What it may have to tell, it has acted upon already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Gate:
             policy_dead_ns=settings.policy_dead_ns,
         )
         self._ear = PolicyEar(crew, self.helm, telemetry, self._pulse.spans_ns)
+        self._heard_ns = 0
         # A pause between the readings of the two clocks makes the difference too small, never too large.
         self._suspended_ns = max(self._clock.suspended_ns() for _ in range(3))
 
@@ -112,7 +117,7 @@ class Gate:
         """The earliest time at which something has to be done, though nothing is heard."""
         dues = [self._port.reopen_ns if self._port.fd is None else self._link.next_due_ns()]
         if self.helm.state.phase is Phase.ARMED:
-            dues.append(self._admission.due()[0])
+            dues += (self._admission.due()[0], self._heard_ns + HEAR_EVERY_NS)
         timer_ns = self.helm.timer_ns()
         if timer_ns is not None:
             dues.append(timer_ns)
@@ -122,7 +127,7 @@ class Gate:
 
     def _wait(self, until_ns: int, operators: Sequence[int]) -> set[int]:
         fds = [self._signals_fd, *self._keeper.filenos(), *self._errand.filenos(), *operators]
-        if self._port.fd is not None:
+        if self._port.fd is not None and self.helm.state.phase is not Phase.ARMED:
             fds.append(self._port.fd)
         return self._clock.wait(fds, until_ns)
 
@@ -167,7 +172,8 @@ class Gate:
                 self._announce.port(f"{self._port.path} is back; asking who is there", "warning")
             return
         fault = None
-        if self._port.fd in readable:
+        if self._port.fd in readable or self.helm.state.phase is Phase.ARMED:
+            self._heard_ns = now_ns
             try:
                 data = self._port.read()
             except PortLostError as error:
