@@ -159,18 +159,34 @@ def test_the_policy_process_is_off_the_gates_processor_and_the_first_to_go() -> 
 
 
 @pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to precedence")
-def test_the_engines_thread_precedes_ordinary_programs_and_is_not_real_time() -> None:
+def test_while_it_loads_or_shares_the_gates_processor_the_engines_thread_precedes_ordinary_programs_only() -> None:
     ask = """
 import asyncio
 from mvla_daemon.engines.thinker import EngineThread
 loop = asyncio.new_event_loop()
 thread = EngineThread(loop)
-how = [loop.run_until_complete(thread.call(ask, 0)) for ask in (lambda _: os.getpriority(0, 0), os.sched_getscheduler)]
-said.append({"nice": how[0], "policy": how[1]})
+def on_it(*what): return loop.run_until_complete(thread.call(*what))
+def ask(): said.append({"nice": on_it(os.getpriority, os.PRIO_PROCESS, 0), "policy": on_it(os.sched_getscheduler, 0)})
+ask()
+on_it(realtime.follow_event_loop, 2)
+ask()
 """
-    record, thread, now = show(BECOME_POLICY, ask)
+    record, loading, loaded, now = show(BECOME_POLICY, ask)
     assert (record["precedence"], now["priority"]) == ("granted", 70)
-    assert thread == {"nice": -20, "policy": os.SCHED_OTHER}
+    assert loading == loaded == {"nice": -20, "policy": os.SCHED_OTHER}
+
+
+@pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to real-time scheduling")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
+def test_the_threads_on_the_frames_way_are_real_time_below_the_event_loop(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        threads = [int(task.name) for task in Path(f"/proc/{rig.policy_pid()}/task").iterdir()]
+        priorities = {thread: os.sched_getparam(thread).sched_priority for thread in threads}
+        real_time = [thread for thread, priority in priorities.items() if priority]
+        assert sorted(priorities[thread] for thread in real_time) == [68, 69, 70]  # engine, camera, event loop
+        assert os.sched_getparam(rig.pid).sched_priority == 80
+        assert not any(os.sched_getaffinity(thread) & os.sched_getaffinity(rig.pid) for thread in real_time)
 
 
 def test_on_one_processor_both_say_so_and_run() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from mvla_daemon.cameras.base import CameraError, Capture, PictureError
 from mvla_daemon.cameras.rate import RateWatch
 from mvla_daemon.core.messages import MS, SECOND
-from mvla_daemon.ops.realtime import precede_others, wake_on_time
+from mvla_daemon.ops.realtime import CAMERA_STEPS, follow_event_loop, precede_others, wake_on_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +99,7 @@ class CaptureThread:
     def _run(self) -> None:
         wake_on_time()
         precede_others()
+        follow_event_loop(CAMERA_STEPS)
         while not self._stopping.is_set():
             if self._opened_ns == 0:
                 self._reopen()
