@@ -105,7 +105,7 @@ class Announcer:
 
         One that was asked for is nobody's fault: its record has the stage, its sentence does not.
         """
-        fields: dict[str, Any] = {"reason": reason.label}
+        fields: dict[str, Any] = {"reason": reason.label, "written_ns": written_ns}
         asked_for = reason in {Reason.OPERATOR, Reason.SHUTDOWN}
         if doing is not None:
             spent_ms = max(0.0, (written_ns - doing.since_ns) / MS)

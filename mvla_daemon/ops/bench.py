@@ -1,7 +1,9 @@
 """How fast the loop goes on this machine: the whole daemon on a simulated controller, with pictures from memory.
 
 With `--null` the engine returns at once and the deadline is T, so that what is measured is the daemon's own cost, and
-the highest rate is looked for at which no deadline is missed. Without it the configuration's policy and rate are kept.
+the highest rate is looked for at which it misses no deadline. Misses while the machine itself stood still are told
+apart and driven on after: nothing that runs on it could have kept them. Without `--null` the configuration's policy and
+rate are kept, and the first stop is the end.
 """
 
 from __future__ import annotations
@@ -9,12 +11,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import select
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,9 @@ from typing import Any
 
 from mvla_daemon.camera_source import NULL, SIMULATED
 from mvla_daemon.config import Config
+from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.ops.child import Process, start_module
+from mvla_daemon.ops.bench_drive import Drive, drive
 from mvla_daemon.ops.statistics import Statistics, percentile
 from mvla_daemon.ops.telemetry import Cycle, GateCycle, PolicyCycle
 
@@ -31,26 +30,34 @@ RATES_HZ = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000)
 PROBE_S = 3.0
 TRIES = 2
 """A machine that others use may stall once; a rate that it cannot hold fails again."""
-START_S = 20.0
-"""For loading and arming, before the seconds that were asked for begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run at one rate: what came out, and what stopped it, if anything did."""
+    """One run at one rate, and what came out."""
 
     rate_hz: float
     seconds: float
-    stop: str
+    drive: Drive
     statistics: Statistics
-    warnings: tuple[str, ...]
+
+    def verdict(self) -> str:
+        """What became of it, in a few words."""
+        return self.drive.stop or f"no miss{self.but()}"
+
+    def but(self) -> str:
+        """What is not held against it."""
+        stood_ms = self.drive.stood_ms
+        if not stood_ms:
+            return ""
+        longest = f"{min(stood_ms):.1f} to {max(stood_ms):.1f} ms"
+        return f" but {len(stood_ms)} while the machine itself stood still (for {longest})"
 
     def line(self) -> str:
         """A row of the table of runs."""
         spans = self.statistics.stage_ms("frame_to_wire")
         shares = "".join(f"{percentile(spans, share):9.2f}" for share in (50, 99, 99.9))
-        verdict = self.stop or "no miss"
-        return f"{self.rate_hz:7g}{self.seconds:9g}{self.statistics.commands:10}{shares}   {verdict}"
+        return f"{self.rate_hz:7g}{self.seconds:9g}{self.statistics.commands:10}{shares}   {self.verdict()}"
 
 
 def bench(config: Config, given: Sequence[str], *, null: bool, rate_hz: float | None, seconds: float) -> int:
@@ -60,12 +67,12 @@ def bench(config: Config, given: Sequence[str], *, null: bool, rate_hz: float | 
         best = _best_of(config, given, null=null, rate_hz=rate_hz or config.control.rate_hz, seconds=seconds)
     else:
         best = _search(config, given, seconds)
-    for warning in best.warnings:
+    for warning in best.drive.warnings:
         _tell(warning)
     _tell("\n".join(["", *best.statistics.table(), ""]))
-    if best.stop:
-        raise DaemonError(f"{best.rate_hz:g} Hz was not held: {best.stop}.", ExitCode.TRY_AGAIN)
-    what = "no deadline missed, each of them T long" if null else "no stop"
+    if best.drive.stop:
+        raise DaemonError(f"{best.rate_hz:g} Hz was not held: {best.drive.stop}.", ExitCode.TRY_AGAIN)
+    what = f"no deadline missed{best.but()}, each of them T long" if null else "no stop"
     _tell(f"{best.rate_hz:g} Hz held for {seconds:g} s: {what}.")
     return ExitCode.OK
 
@@ -75,13 +82,13 @@ def _search(config: Config, given: Sequence[str], seconds: float) -> Run:
     held = []
     for rate_hz in RATES_HZ:
         probe = _best_of(config, given, null=True, rate_hz=rate_hz, seconds=min(PROBE_S, seconds))
-        if probe.stop:
+        if probe.drive.stop:
             break
         held.append(rate_hz)
     run = probe
     for rate_hz in reversed(held):
         run = _best_of(config, given, null=True, rate_hz=rate_hz, seconds=seconds)
-        if not run.stop:
+        if not run.drive.stop:
             break
     return run
 
@@ -91,7 +98,7 @@ def _best_of(config: Config, given: Sequence[str], *, null: bool, rate_hz: float
     for _ in range(TRIES):
         run = _run(config, given, null=null, rate_hz=rate_hz, seconds=seconds)
         _tell(run.line())
-        if not run.stop or not run.statistics.commands:
+        if not run.drive.stop or not run.statistics.commands:
             break
     return run
 
@@ -100,10 +107,11 @@ def _run(config: Config, given: Sequence[str], *, null: bool, rate_hz: float, se
     statistics = Statistics()
     with tempfile.TemporaryDirectory(prefix="mvla-bench-") as folder:
         trace = Path(folder) / "trace.csv"
-        stop, warnings = _drive(_words(config, given, null=null, rate_hz=rate_hz), trace, seconds)
+        words = _words(config, given, null=null, rate_hz=rate_hz)
+        driven = drive([*words, "--trace", str(trace)], seconds, period_ns=round(SECOND / rate_hz) if null else None)
         for record in _cycles(trace):
             statistics.add(record)
-    return Run(rate_hz, seconds, stop, statistics, warnings)
+    return Run(rate_hz, seconds, driven, statistics)
 
 
 def _words(config: Config, given: Sequence[str], *, null: bool, rate_hz: float) -> list[str]:
@@ -124,6 +132,9 @@ def _words(config: Config, given: Sequence[str], *, null: bool, rate_hz: float) 
         changes |= {
             "policy.backend": "null",
             "control.deadline_ms": period_ms,
+            "safety.recover": "auto",
+            "safety.max_stops": 1000,
+            "safety.stop_window_s": 1,
             # None of these is to be what stops it.
             "control.max_frame_age_ms": max(config.control.max_frame_age_ms, math.ceil(3 * period_ms)),
             "camera.frozen_after_ms": 0,
@@ -131,59 +142,6 @@ def _words(config: Config, given: Sequence[str], *, null: bool, rate_hz: float) 
         }
     settings = [*given, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
     return ["--config", str(config.path), *(f"--set={setting}" for setting in settings)]
-
-
-def _drive(words: Sequence[str], trace: Path, seconds: float) -> tuple[str, tuple[str, ...]]:
-    """Run the daemon until it stops or has driven long enough: why it stopped, and what it warned of."""
-    pipe = subprocess.PIPE
-    with start_module("mvla_daemon", *words, "--trace", str(trace), stdout=subprocess.DEVNULL, stderr=pipe) as process:
-        try:
-            listener = _Listener(process)
-            answer = listener.wait_for({"refused", "armed"}, START_S)
-            if answer is None or answer["kind"] == "refused":
-                return (answer["event"] if answer else f"not armed within {START_S:g} s"), tuple(listener.warnings)
-            stop = listener.wait_for({"stop"}, seconds)
-            return (stop["event"] if stop else ""), tuple(listener.warnings)
-        finally:
-            process.terminate()
-            process.wait()
-
-
-class _Listener:
-    """Reads what the daemon logs; raises DaemonError with its last sentence when it ends."""
-
-    def __init__(self, process: Process) -> None:
-        assert process.stderr is not None
-        self._process = process
-        self._fd = process.stderr.fileno()
-        self._pending = b""
-        self._said = "The daemon ended without a word; try again."
-        self.warnings: list[str] = []
-
-    def wait_for(self, kinds: set[str], seconds: float) -> dict[str, Any] | None:
-        """The next record of one of these kinds, or None once the time is over."""
-        end_s = time.monotonic() + seconds
-        while (left_s := end_s - time.monotonic()) > 0:
-            for record in self._read() if select.select([self._fd], [], [], left_s)[0] else ():
-                if record["kind"] == "realtime" and record["level"] == "warning":
-                    self.warnings.append(record["event"])
-                if record["kind"] in kinds or record.get("state") in kinds:
-                    return record
-        return None
-
-    def _exit_code(self) -> ExitCode:
-        status = self._process.wait()
-        return ExitCode(status) if status and status in list(ExitCode) else ExitCode.INTERNAL
-
-    def _read(self) -> list[dict[str, Any]]:
-        data = os.read(self._fd, 65536)
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"{"):
-                self._said = line.decode("utf-8", "replace").removeprefix("mvla-daemon: ")
-        if not data:
-            raise DaemonError(self._said, self._exit_code())
-        return [json.loads(line) for line in lines if line.startswith(b"{")]
 
 
 def _cycles(trace: Path) -> Iterator[Cycle]:

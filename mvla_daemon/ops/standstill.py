@@ -1,0 +1,117 @@
+"""How long the machine itself stands still: on each processor a thread that precedes all others and does nothing.
+
+It sleeps for half a millisecond at a time, and what it oversleeps nobody on that processor could have used: the host of
+a virtual machine had given it to others, or the kernel did not let go of it. /proc/stat counts as stolen only what the
+host admits (measured: 8 ms at a time on a machine that counted none).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mvla_daemon.core.messages import MS, SECOND
+from mvla_daemon.ops import realtime
+from mvla_daemon.ops.child import Process, start_module
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+SLEEP_NS = SECOND // 2000
+LEAST_NS = MS // 4
+"""What is told of: a sleep's usual end is a few hundredths of a millisecond late."""
+PRIORITY = 99
+_START_S = 10.0
+_READ_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """One processor, from one time to another, in nanoseconds of CLOCK_MONOTONIC."""
+
+    begin_ns: int
+    end_ns: int
+
+
+class StandstillWatch:
+    """Watches all processors that this process may use; a context manager.
+
+    `refusal` says why it cannot (the operating system's word), empty where it can.
+    """
+
+    def __init__(self) -> None:
+        self.refusal = ""
+        self._seen: list[Standstill] = []
+        self._processes: list[Process] = []
+        self._pending: dict[int, bytes] = {}
+
+    def __enter__(self) -> Self:
+        for core in sorted(os.sched_getaffinity(0)):
+            words = (str(core), str(os.getpid()))
+            process = start_module("mvla_daemon.ops.standstill", *words, stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            self._processes.append(process)
+            self._pending[process.stdout.fileno()] = b""
+        for process in self._processes:
+            assert process.stdout is not None
+            ready = select.select([process.stdout], [], [], _START_S)[0]
+            said = process.stdout.readline().decode().strip() if ready else "it does not start"
+            self.refusal = self.refusal or said.removeprefix("ready")
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    def stood_ns(self, begin_ns: int, end_ns: int) -> int:
+        """For how much of that time one processor or more stood still, sums of no less than a quarter millisecond."""
+        self._read()
+        stood_ns, until_ns = 0, begin_ns
+        for one in sorted(self._seen, key=lambda seen: seen.begin_ns):
+            until_ns, before_ns = max(until_ns, min(one.end_ns, end_ns)), until_ns
+            stood_ns += max(0, until_ns - max(before_ns, one.begin_ns))
+        return stood_ns
+
+    def _read(self) -> None:
+        while readable := select.select(list(self._pending), [], [], 0)[0]:
+            for fd in readable:
+                data = os.read(fd, _READ_BYTES)
+                if not data:
+                    del self._pending[fd]
+                    continue
+                *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
+                self._seen += [Standstill(*map(int, line.split())) for line in lines]
+
+
+def main() -> None:
+    """Watch one processor: its number, then the pid of whoever asked, who reads what is said here."""
+    core, parent_pid = map(int, sys.argv[1:3])
+    realtime.die_with_parent(parent_pid)
+    os.sched_setaffinity(0, {core})
+    realtime.stop_collecting_garbage()
+    realtime.wake_on_time()
+    realtime.lock_memory()
+    refusal = realtime.use_fifo(PRIORITY)
+    sys.stdout.write(f"{refusal or 'ready'}\n")
+    sys.stdout.flush()
+    now_ns, sleep, sleep_s = time.monotonic_ns, time.sleep, SLEEP_NS / SECOND
+    while not refusal:
+        due_ns = now_ns() + SLEEP_NS
+        sleep(sleep_s)
+        woken_ns = now_ns()
+        if woken_ns - due_ns >= LEAST_NS:
+            os.write(1, b"%d %d\n" % (due_ns, woken_ns))
+
+
+if __name__ == "__main__":
+    main()

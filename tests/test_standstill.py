@@ -1,0 +1,103 @@
+"""What a machine that stands still is known by, and that a bench does not take it for the daemon's own miss."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mvla_daemon.ops.bench_drive import drive
+from mvla_daemon.ops.standstill import StandstillWatch
+from tests.rig import ROOT
+
+MS = 1_000_000
+
+
+def fifo_is_granted() -> bool:
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+    except PermissionError:
+        return False
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return True
+
+
+pytestmark = pytest.mark.skipif(not fifo_is_granted(), reason="needs the right to real-time scheduling")
+
+
+def watchers(thread: int) -> list[int]:
+    """Those that this thread has started."""
+    children = Path(f"/proc/{os.getpid()}/task/{thread}/children").read_text().split()
+    found = []
+    for child in children:
+        with suppress(OSError):
+            if b"mvla_daemon.ops.standstill" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
+
+
+def test_a_standstill_is_seen_with_its_begin_and_its_end() -> None:
+    """A watcher that is frozen is what a watcher on a processor that stands still is, and that can be brought about."""
+    me = threading.get_native_id()
+    with StandstillWatch() as machine:
+        assert machine.refusal == ""
+        assert len(watchers(me)) == len(os.sched_getaffinity(0))
+        began_ns = time.monotonic_ns()
+        for watcher in watchers(me):
+            os.kill(watcher, signal.SIGSTOP)
+        time.sleep(0.05)
+        for watcher in watchers(me):
+            os.kill(watcher, signal.SIGCONT)
+        ended_ns = time.monotonic_ns()
+        time.sleep(0.05)
+        stood_ns = machine.stood_ns(began_ns - 10 * MS, ended_ns + 10 * MS)
+        assert 49 * MS < stood_ns < ended_ns - began_ns + 20 * MS  # once, though every processor stood still
+        assert 9 * MS < machine.stood_ns(began_ns + 20 * MS, began_ns + 30 * MS) <= 10 * MS
+        assert machine.stood_ns(began_ns - 1000 * MS, began_ns - 900 * MS) == 0
+    assert watchers(me) == []
+
+
+def freezing(folder: Path) -> list[str]:
+    """A drive in which the policy process is frozen once, after half a second."""
+    config = Path(shutil.copy(ROOT / "config.toml", folder))
+    settings = ("log.format=json", f"sim.picture={folder / 'drive.png'}", "safety.max_stops=1000")
+    sets = [f"--set={setting}" for setting in settings]
+    return ["--config", str(config), "--fault", "SIGSTOP@0.5s", *sets]
+
+
+@pytest.mark.meanwhile
+def test_a_miss_while_the_machine_did_not_stand_still_is_the_end_of_a_drive(tmp_path: Path) -> None:
+    driven = drive(freezing(tmp_path), 10, period_ns=2_000_000_000)
+    assert "STOP deadline_missed" in driven.stop
+    assert driven.stood_ms == []
+
+
+@pytest.mark.meanwhile
+def test_a_miss_while_the_machine_stood_still_is_noted_and_driven_on_after(tmp_path: Path) -> None:
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(keep_standing_still, over, threading.get_native_id())
+        try:
+            driven = drive(freezing(tmp_path), 3, period_ns=20 * MS)
+        finally:
+            over.set()
+    assert driven.stop == ""
+    assert driven.stood_ms
+    assert min(driven.stood_ms) >= 10
+
+
+def keep_standing_still(over: threading.Event, me: int) -> None:
+    """As seen by the watchers: frozen but for a moment, again and again."""
+    while not over.wait(0.002):
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for watcher in watchers(me):
+                with suppress(ProcessLookupError):
+                    os.kill(watcher, number)
+            over.wait(0.02 if number is signal.SIGSTOP else 0)
