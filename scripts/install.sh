@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The daemon as a systemd service, from this clone, which is not needed afterwards. Run it again to bring another version.
-#   sudo scripts/install.sh [--no-start]     (PYTHON=/usr/bin/python3.12 names another interpreter)
+#   sudo scripts/install.sh [--no-start] [--bench]     (PYTHON=/usr/bin/python3.12 names another interpreter)
+# --bench: where there is no configuration yet, the one for a motor controller without camera and policy, wheels up.
 # What people edit is kept: the configuration in /etc/mvla-daemon, the udev rules, the unit's drop-ins.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,11 +23,17 @@ refuse() { # CODE SENTENCE
 }
 
 start=yes
+shipped=systemd/config.robot.toml
+edit="camera, policy, motor.port (ls /dev/serial/by-id), limits"
 for word; do
     case $word in
     --no-start) start=no ;;
+    --bench)
+        shipped=systemd/config.bench.toml
+        edit="motor.port (ls /dev/serial/by-id); and wheels off the ground"
+        ;;
     -h | --help)
-        sed -n '2,4s/^# \?//p' "$0"
+        sed -n '2,5s/^# \?//p' "$0"
         exit 0
         ;;
     *) refuse 64 "there is no option $word; see --help." ;;
@@ -126,7 +133,7 @@ else
     building=no
     rm -rf "$home.before"
 fi
-install -m 0644 systemd/config.robot.toml systemd/60-mvla-daemon.rules "$home/share"
+install -m 0644 systemd/config.robot.toml systemd/config.bench.toml systemd/60-mvla-daemon.rules "$home/share"
 install -m 0755 scripts/uninstall.sh "$home/share"
 
 # --- the user ---
@@ -149,9 +156,9 @@ lay_unless_edited() { # FILE PLACE: what was edited stays, and is told
         echo "$2 was kept; what comes with this version is $home/share/$(basename "$1")."
     fi
 }
-lay_unless_edited systemd/config.robot.toml "$config"
+lay_unless_edited $shipped "$config"
 edited=yes
-if cmp -s systemd/config.robot.toml "$config"; then edited=no; fi
+if cmp -s $shipped "$config"; then edited=no; fi
 lay_unless_edited systemd/60-mvla-daemon.rules "$rules"
 install -D -m 0644 systemd/mvla-daemon.service "$unit"
 ln -sfn "$home/bin/mvla-daemon" "$link"
@@ -175,7 +182,7 @@ echo
 "$link" --version
 if [ $edited = no ] || [ $start = no ] || [ $running = no ]; then
     echo "It is enabled, and starts disarmed with the machine. Next:"
-    echo "  sudoedit $config               # camera, policy, motor.port (ls /dev/serial/by-id), limits"
+    echo "  sudoedit $config               # $edit"
     echo "  sudo -u $user $ask check       # moves nothing"
     echo "  sudo systemctl restart mvla-daemon                     # starts disarmed"
 else

@@ -870,6 +870,16 @@ def test_the_robots_configuration_arms_by_hand_and_drives_by_a_live_camera() -> 
     assert (config.safety.arm, config.safety.bench_test, config.policy.backend) == ("manual", False, "onnxruntime")
 
 
+def test_the_bench_configuration_drives_a_real_port_slowly_and_armed_by_hand() -> None:
+    config = load_config(REPOSITORY / "systemd/config.bench.toml")
+    assert not config.simulated
+    assert config.bench_test_active
+    assert config.motor.port.startswith("/dev/serial/by-id/")
+    assert config.policy.manifest == str(REPOSITORY / "mvla_daemon/bundled/cup/cup.toml")
+    assert (config.safety.arm, config.safety.bench_test) == ("manual", True)
+    assert [limit.maximum for limit in config.limits.by_axis()] == [0.1, 0.1, 0.5]
+
+
 def test_the_gate_can_read_its_configuration_without_the_libraries_of_the_policy() -> None:
     code = "import sys, mvla_daemon.config; print({'numpy', 'cv2', 'onnxruntime', 'asyncio'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

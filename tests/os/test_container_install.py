@@ -21,6 +21,29 @@ def test_with_the_port_named_the_configuration_is_valid(installed: Service) -> N
     assert installed.container.run_as("mvla", *DAEMON, "check").returncode not in {64, 78}
 
 
+def test_from_install_to_driving_with_nothing_edited_but_the_port(installed: Service) -> None:
+    """Of a machine without a camera and without a policy; at the shipped 50 Hz and 20 ms."""
+    container = installed.container
+    container.run("rm", CONFIG)
+    said = installed.install("--bench")
+    assert "motor.port" in said
+    assert "wheels off the ground" in said
+    container.write(CONFIG, edited(container.read(CONFIG), THE_PORT))
+    assert container.run_as("mvla", *DAEMON, "check").returncode == 0
+    installed.mark()
+    installed.systemctl("start", UNIT)
+    assert (installed.show("ActiveState"), installed.show("SubState")) == ("active", "running")
+    assert not {"ARM", "VELOCITY"} & set(installed.kinds())
+    # A busy machine misses a rehearsal, and one try more is what its message asks for.
+    installed.wait_until(lambda: container.run_as(OPERATOR, *DAEMON, "arm").returncode == 0, "arming")
+    moves = installed.wait_for("VELOCITY", after=installed.begin, count=10)
+    assert any(timed.frame.number("vx") or timed.frame.number("wz") for timed in moves)
+    limits = {"vx": 100_000, "vy": 100_000, "wz": 500_000}
+    assert all(abs(timed.frame.number(axis)) <= limit for timed in moves for axis, limit in limits.items())
+    assert installed.records("MVLA_EVENT=start")[0]["MESSAGE"].startswith("BENCH TEST, wheels off the ground")
+    installed.systemctl("stop", UNIT)
+
+
 def test_from_start_to_driving_with_the_port_a_recording_and_its_policy_named(installed: Service) -> None:
     installed.configure()
     installed.mark()
