@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import time
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -88,14 +89,18 @@ class _Listener:
         self._process = process
         self._fd = process.stderr.fileno()
         self._pending = b""
+        self._unheard: deque[dict[str, Any]] = deque()
         self._said = "The daemon ended without a word; try again."
         self._warnings = warnings
 
     def wait_for(self, kinds: set[str], seconds: float) -> dict[str, Any] | None:
         """The next record of one of these kinds, or None once the time is over."""
         end_s = time.monotonic() + seconds
-        while (left_s := end_s - time.monotonic()) > 0:
-            for record in self._read() if select.select([self._fd], [], [], left_s)[0] else ():
+        while (left_s := end_s - time.monotonic()) > 0 or self._unheard:
+            if not self._unheard and select.select([self._fd], [], [], left_s)[0]:
+                self._unheard += self._read()
+            while self._unheard:
+                record = self._unheard.popleft()
                 if record["kind"] == "realtime" and record["level"] == "warning":
                     self._warnings.append(record["event"])
                 if record["kind"] in kinds or record.get("state") in kinds:
