@@ -6,7 +6,6 @@ import argparse
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-needs_torch = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("torch", "transformers")), reason="needs pip install 'mvla-daemon[export]'"
-)
+needs_torch = pytest.mark.needs("torch", "transformers")
 SMALL = ["--kind", "clip-hybrid-small", "--instructions", str(TABLE)]
 READ = ["--kind", "clip-robovlms", "--instructions", str(TABLE), "--concat", "image,text"]
 READ += ["--between", "none", "--bound", "tanh"]
@@ -115,6 +112,22 @@ def test_random_weights_are_a_policy_only_in_shape_and_say_so_everywhere(
     again, whole = (tmp_path / name / "clip-hybrid-small.onnx" for name in ("one", "two"))
     assert again.read_bytes() == whole.read_bytes()
     assert abs(whole.stat().st_size - 3_461_406) < 100  # the project's own file
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_as_torchscript_a_policy_answers_the_same_in_both_precisions(
+    tmp_path: Path, image: NDArray[np.float32]
+) -> None:
+    import torch  # noqa: PLC0415 - not everyone has it
+
+    words = ["--kind", "gpu-simple", "--random-weights", "1", "--torchscript", "--out", str(tmp_path)]
+    assert main(words) == 0
+    expected = answer(tmp_path / "gpu-simple.toml", image)
+    for name, dtype in (("gpu-simple.pt", torch.float32), ("gpu-simple.fp16.pt", torch.float16)):
+        found = torch.jit.load(str(tmp_path / name))(torch.from_numpy(image).to(dtype))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.detach().float().numpy()[0], expected, atol=1e-3)
 
 
 @needs_torch
