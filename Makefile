@@ -32,7 +32,7 @@ test: venv  ## all tests; ARGS='tests/test_link_v1.py -x' for some
 test-export: export MVLA_TEST_NEEDS := 1
 test-export:  ## the tests of exporting and training, with PyTorch in an environment of their own (gigabytes with CUDA)
 	@$(MAKE) --no-print-directory venv VENV='$(VENV_EXPORT)' LOCK=requirements.export.lock \
-		BESIDE=requirements.torch.txt SIZE='minutes; it takes 1.5 GB, and with the CUDA build of PyTorch 7 GB'
+		BESIDE=requirements.torch.txt SIZE='minutes; it takes 1.7 GB, and several more with the CUDA build of PyTorch'
 	exec "$(VENV_EXPORT)/bin/python" -m pytest -m needs $(ARGS)
 
 # Root, systemd-nspawn, debootstrap and qemu are needed; where one is missing this fails and says which.

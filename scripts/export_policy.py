@@ -4,8 +4,9 @@
     python scripts/export_policy.py --kind clip-hybrid-small --random-weights 1 --instructions table.npz --out /tmp/try
 
 Without a checkpoint there is no policy: --random-weights SEED makes one of the right shape that drives nowhere, and
-its manifest and every table say RANDOM WEIGHTS. --torchscript adds what `bench` needs to measure PyTorch too. Of kosmos2-clip-hybrid and clip-robovlms only the checkpoint knows the
+its manifest and every table say RANDOM WEIGHTS. Of kosmos2-clip-hybrid and clip-robovlms only the checkpoint knows the
 network, and it is read from that. What no checkpoint tells has to be said: --feature, --concat, --between, --bound.
+--torchscript adds the two files that `mvla-daemon bench` needs to measure PyTorch too.
 
 Nothing is written when anything does not fit. Needs `pip install 'mvla-daemon[export]'`.
 """
@@ -75,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    if not 0 <= int(text) < _LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"must be 0 to {_LARGEST_SEED - 1}")
+    if not text.isdecimal() or int(text) >= _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"is a whole number, 0 to {_LARGEST_SEED - 1}, not {text!r}")
     return int(text)
 
 

@@ -52,6 +52,7 @@ def test_all_that_the_engine_uses_of_the_runtime_is_in_the_real_library() -> Non
 
 
 def test_what_it_says_of_a_missing_gpu_is_kept_for_the_error_that_follows(environment: dict[str, str]) -> None:
+    """What it then hands out crashes when it is used or let go of, so how this process ends is not judged."""
     words = [sys.executable, "-c", COMPLAIN]
     ran = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert "CUDA initialization failure" in ran.stdout
