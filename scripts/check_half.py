@@ -22,6 +22,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
+from mvla_daemon.bench.subject import weights_of
 from mvla_daemon.core.image import Preprocessor
 from mvla_daemon.engines import half_graph
 from mvla_daemon.engines.deviation import LEAST_FRAMES, LEAST_SPREAD, Deviation, deviations
@@ -77,6 +78,15 @@ def simulator_frames(count: int) -> Iterator[NDArray[np.uint8]]:
         picture = np.empty((CAMERA_HEIGHT_PX, CAMERA_WIDTH_PX, 3), np.uint8)
         painter.paint(Pose(x_m, y_m, yaw_rad), number, picture)
         yield picture
+
+
+def exact_policy(path: Path) -> Manifest:
+    """The policy's manifest; raises DaemonError, also where its weights are rounded already."""
+    manifest = load_manifest(path)
+    if weights_of(manifest.model).half:
+        sentence = f"{manifest.name} is in FP16 already: name the manifest of the same policy in FP32"
+        raise DaemonError(sentence, ExitCode.USAGE)
+    return manifest
 
 
 def images_for(manifest: Manifest, frames: Iterator[NDArray[np.uint8]]) -> list[NDArray[np.generic]]:
@@ -174,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.frames < LEAST_FRAMES:
         parser.error(f"--frames is at least {LEAST_FRAMES}")
     try:
-        manifest = load_manifest(options.manifest)
+        manifest = exact_policy(options.manifest)
         filmed = math.ceil(options.frames / 2) if options.clip else 0
         images = images_for(manifest, clip_frames(options.clip, filmed)) if options.clip else []
         images += images_for(manifest, simulator_frames(options.frames - filmed))
