@@ -1,13 +1,18 @@
 # Everything from a bare Debian or Ubuntu with git, make and python3: `make run`, `make test`. See `make help`.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_EXPORT ?= .venv-export
 ARGS ?=
+# What `venv` installs, and in which words it says how much that is.
+LOCK := requirements.lock
+BESIDE :=
+SIZE := about a minute; it takes 0.5 GB and downloads a fifth of that
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test test-os lint types coverage explore sequences mutants soak lock clean venv
+.PHONY: help run test test-export test-os lint types coverage explore sequences mutants soak lock clean venv
 # What a user's shell sets for other projects must not change what is installed, tested or run here.
 unexport $(filter PYTHON% PYTEST_% MYPY% RUFF_% VIRTUAL_ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_CONSTRAINT \
 	PIP_REQUIRE_VIRTUALENV PIP_NO_BINARY PIP_NO_DEPS PIP_DRY_RUN,$(.VARIABLES))
@@ -21,6 +26,14 @@ run: venv  ## drives the simulated robot to the cup; ARGS='--seed 7' in another 
 
 test: venv  ## all tests; ARGS='tests/test_link_v1.py -x' for some
 	@exec "$(VENV)/bin/python" -m pytest $(ARGS)
+
+# PyTorch is pinned in requirements.torch.txt. On x86-64 the ordinary index has it with CUDA, which is gigabytes; pip
+# takes a build without CUDA (0.2 GB) where it is told of one, as by PIP_FIND_LINKS=FOLDER or PIP_EXTRA_INDEX_URL.
+test-export: export MVLA_TEST_NEEDS := 1
+test-export:  ## the tests of exporting and training, with PyTorch in an environment of their own (gigabytes with CUDA)
+	@$(MAKE) --no-print-directory venv VENV='$(VENV_EXPORT)' LOCK=requirements.export.lock \
+		BESIDE=requirements.torch.txt SIZE='minutes; it takes 1.7 GB, and several more with the CUDA build of PyTorch'
+	exec "$(VENV_EXPORT)/bin/python" -m pytest -m needs $(ARGS)
 
 # Root, systemd-nspawn, debootstrap and qemu are needed; where one is missing this fails and says which.
 # MVLA_TEST_OS=optional skips instead.
@@ -57,8 +70,10 @@ soak: venv  ## an hour of the simulated robot with faults at random moments; ARG
 lock:  ## requirements.lock anew from pyproject.toml (needs uv)
 	@exec scripts/lock.sh $(ARGS)
 
-clean:  ## removes what was built, the environment too
-	@if [ -e "$(VENV)/.made-by-make" ]; then rm -rf "$(VENV)"; fi
+clean:  ## removes what was built, the environments too
+	@for venv in "$(VENV)" "$(VENV_EXPORT)"; do
+		if [ -e "$$venv/.made-by-make" ]; then rm -rf "$$venv"; fi
+	done
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find mvla_daemon scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -66,7 +81,7 @@ clean:  ## removes what was built, the environment too
 # interpreter, or the place (scripts in an environment hold its full path).
 venv:
 	@say() { echo "$$*" >&2; }
-	python='$(PYTHON)' venv='$(VENV)'
+	python='$(PYTHON)' venv='$(VENV)' lock='$(LOCK)' beside='$(BESIDE)'
 	if ! command -v "$$python" >/dev/null; then
 		say "There is no $$python: install it with 'sudo apt install python3 python3-venv'."
 		exit 69
@@ -86,7 +101,7 @@ venv:
 	exec 9<Makefile
 	flock 9  # two terminals must not set up at once
 	mark=$$venv/.made-by-make
-	stamp=$$(echo "$$about $$PWD $$venv"; sha256sum requirements.lock pyproject.toml)
+	stamp=$$(echo "$$about $$PWD $$venv"; sha256sum "$$lock" $$beside pyproject.toml)
 	if [ "$$(cat "$$mark" 2>/dev/null)" = "$$stamp" ]; then exit 0; fi
 	if [ -e "$$venv" ] && [ ! -e "$$mark" ]; then
 		say "$$venv was not made by this Makefile: remove it yourself, or choose another folder with VENV=folder."
@@ -104,11 +119,12 @@ venv:
 		fi
 	}
 	pip() { quietly "$$venv/bin/python" -m pip --disable-pip-version-check --no-input "$$@"; }
-	say "Setting up $$venv with Python 3.$$minor (once, about a minute; it takes 0.5 GB and downloads a fifth of that)"
+	say "Setting up $$venv with Python 3.$$minor (once, $(SIZE))"
 	say "  1/3 an empty environment"
 	quietly "$$python" -m venv "$$venv"
-	say "  2/3 the packages of requirements.lock"
-	pip install --require-hashes --only-binary :all: --requirement requirements.lock
+	say "  2/3 the packages of $$lock$${beside:+ and $$beside}"
+	pip install --require-hashes --only-binary :all: --requirement "$$lock"
+	if [ -n "$$beside" ]; then pip install --only-binary :all: --requirement "$$beside"; fi
 	say "  3/3 mvla-daemon itself"
 	pip install --no-deps --no-build-isolation --editable .
 	pip check

@@ -27,6 +27,7 @@ _HARMLESS = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 """What a training's own settings and figures are made of, beside tensors and plain numbers."""
+_STUMBLED = "WeightsUnpickler error:"
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
@@ -48,14 +49,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
         sentence = f"the checkpoint {path} cannot be read ({error.strerror}): check --checkpoint"
         raise DaemonError(sentence, ExitCode.NO_INPUT) from None
     except _UNREADABLE as error:
-        brief = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
-        sentence = f"{path} is no checkpoint that can be loaded without running code of it ({brief}): save it anew"
+        why = _reason(error)
+        sentence = f"{path} is no checkpoint that can be loaded without running code of it ({why}): save it anew"
         raise DaemonError(sentence, ExitCode.CONFIG) from None
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         sentence = f'{path}: a checkpoint is a dict with the parameters under "model_state_dict": save it so'
         raise DaemonError(sentence, ExitCode.CONFIG)
     return Checkpoint(_without_places(state), _epoch(content), _val_mae(content))
+
+
+def _reason(error: Exception) -> str:
+    """What torch.load stumbled over, without its advice to load the file unsafely."""
+    said = str(error).strip() or type(error).__name__
+    said = said.partition(_STUMBLED)[2].strip() or said
+    return said.splitlines()[0].partition(". ")[0].rstrip(".")
 
 
 def _epoch(content: dict[str, Any]) -> int | None:

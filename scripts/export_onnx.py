@@ -25,13 +25,19 @@ _TOLERANCE = 1e-3
 """Of the largest answer; float32's order of summation makes a tenth of it."""
 
 
-def write_onnx(network: nn.Module, kind: Kind, target: Path) -> None:
-    """Write the network, and its weights to `<target>.data` when they are over 2 GB; raises DaemonError, INTERNAL."""
-    network.eval()
+def example_inputs(kind: Kind) -> list[torch.Tensor]:
+    """Noise in the shapes of a kind's inputs, the same every time."""
     chance = torch.Generator().manual_seed(1)
     given = [torch.randn(1, 3, *SIZE, generator=chance)]
     if kind.instruction:
         given.append(torch.randn(1, INSTRUCTION_WIDTH, generator=chance))
+    return given
+
+
+def write_onnx(network: nn.Module, kind: Kind, target: Path) -> None:
+    """Write the network, and its weights to `<target>.data` when they are over 2 GB; raises DaemonError, INTERNAL."""
+    network.eval()
+    given = example_inputs(kind)
     with torch.no_grad():
         expected = network(*given).numpy()
     names = [*kind.inputs, kind.output]

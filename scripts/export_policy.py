@@ -6,6 +6,7 @@
 Without a checkpoint there is no policy: --random-weights SEED makes one of the right shape that drives nowhere, and
 its manifest and every table say RANDOM WEIGHTS. Of kosmos2-clip-hybrid and clip-robovlms only the checkpoint knows the
 network, and it is read from that. What no checkpoint tells has to be said: --feature, --concat, --between, --bound.
+--torchscript adds the two files that `mvla-daemon bench` needs to measure PyTorch too.
 
 Nothing is written when anything does not fit. Needs `pip install 'mvla-daemon[export]'`.
 """
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--random-weights", type=_seed, metavar="SEED", help="no policy, only its shape")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the policy's files")
     parser.add_argument("--instructions", type=Path, help="a table of embed_instruction.py, for those that take one")
+    parser.add_argument("--torchscript", action="store_true", help="also as TorchScript, which bench runs on PyTorch")
     for_read = parser.add_argument_group("for kosmos2-clip-hybrid and clip-robovlms")
     for_read.add_argument("--concat", help="what is put side by side, in order: kosmos, image, projected, text")
     for_read.add_argument("--between", choices=("relu", "none"), help="what stands between two blocks of full layers")
@@ -74,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    if not 0 <= int(text) < _LARGEST_SEED:
-        raise argparse.ArgumentTypeError(f"must be 0 to {_LARGEST_SEED - 1}")
+    if not text.isdecimal() or int(text) >= _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"is a whole number, 0 to {_LARGEST_SEED - 1}, not {text!r}")
     return int(text)
 
 
@@ -88,6 +90,7 @@ def _export(kind: Kind, options: argparse.Namespace) -> str:
         raise DaemonError(f"{kind.key} {needs}", ExitCode.USAGE)
     from export_network import build  # noqa: PLC0415 - torch takes seconds
     from export_onnx import write_onnx  # noqa: PLC0415 - likewise
+    from export_torchscript import write_torchscript  # noqa: PLC0415 - likewise
 
     network, checkpoint = build(kind, options)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -95,6 +98,8 @@ def _export(kind: Kind, options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=options.out) as folder:
         model = Path(folder) / f"{kind.key}.onnx"
         write_onnx(network, kind, model)
+        if options.torchscript:
+            write_torchscript(network, kind, model)
         del network  # what follows needs its room
         _write_others(kind, model, checkpoint, options.instructions)
         fresh = sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".toml")  # manifests name the others

@@ -12,6 +12,7 @@ before the end. Needs `pip install 'mvla-daemon[train]'`.
 from __future__ import annotations
 
 import argparse
+import io
 import multiprocessing
 import signal
 import sys
@@ -41,6 +42,8 @@ def main() -> None:
     from policy_report import policy_files, report_files  # noqa: PLC0415 - likewise
 
     began_s = time.monotonic()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that `| tee` shows each line when it is told
     # A worker that was forked from a process with torch's threads could hang.
     spawn = multiprocessing.get_context("spawn")
     try:

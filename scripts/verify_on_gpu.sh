@@ -38,7 +38,7 @@ import pycuda.driver as driver
 driver.init()
 print("Python", sys.version.split()[0])
 print("CUDA in the driver", driver.get_driver_version())
-for name in ("numpy", "onnxruntime", "pycuda", "cuda.bindings", "tensorrt", "tensorrt_lean"):
+for name in ("numpy", "onnxruntime", "pycuda", "cuda.bindings", "tensorrt", "tensorrt_lean_bindings"):
     try:
         print(name, getattr(importlib.import_module(name), "__version__", "of unknown version"))
     except ImportError as error:

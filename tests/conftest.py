@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,7 @@ def ground(request: pytest.FixtureRequest, proving: Proving, beside: Beside) -> 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "beside: runs on a second proving ground, beside the others")
     config.addinivalue_line("markers", "meanwhile: mostly waits, so it runs beside all others")
+    config.addinivalue_line("markers", "needs(*modules): takes packages that only `make test-export` installs")
     config.addinivalue_line("markers", "alone: counts what the whole process has, so it runs before any runs beside it")
     config.pluginmanager.register(TALLY)
     config.pluginmanager.register(RowsRun(ROWS))
@@ -230,7 +233,18 @@ def is_alone(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What has to be alone comes first; what runs beside the others is asked for last, when it has been done."""
+    for item in items:
+        _skip_without_its_packages(item)
     items.sort(key=lambda item: (not is_alone(item), is_meanwhile(item), is_beside(item)))
+
+
+def _skip_without_its_packages(item: pytest.Item) -> None:
+    """Where all of them are promised (MVLA_TEST_NEEDS, of `make test-export`) a missing one is an error."""
+    names = [name for marker in item.iter_markers("needs") for name in marker.args]
+    if missing := ", ".join(name for name in names if find_spec(name) is None):
+        if os.environ.get("MVLA_TEST_NEEDS"):
+            raise pytest.UsageError(f"{item.nodeid} needs {missing}, which should be installed here")
+        item.add_marker(pytest.mark.skipif(True, reason=f"{missing} not installed: make test-export"))
 
 
 @pytest.hookimpl(tryfirst=True)

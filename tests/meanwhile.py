@@ -42,4 +42,5 @@ class Meanwhile:
 
 
 def is_meanwhile(item: pytest.Item) -> bool:
-    return item.get_closest_marker("meanwhile") is not None
+    skipped = any(mark.args[0] for mark in item.iter_markers("skipif"))
+    return item.get_closest_marker("meanwhile") is not None and not skipped

@@ -117,16 +117,16 @@ def test_tensorrt_has_its_devices_times_and_both_precisions(tmp_path: Path) -> N
     assert [line.split()[3] for line in done.stdout.splitlines() if "H2D Latency" in line] == ["1.000", "1.000"]
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.meanwhile
 def test_torch_without_a_torchscript_file_is_said_not_substituted(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="PyTorch is an engine of the bench only and not installed")
     done = bench(tmp_path, "--policies", "configured", "--engines", "torch", "--out", str(tmp_path / "out"))
     assert done.returncode == UNAVAILABLE
     assert done.stderr == "mvla-daemon: Nothing was measured: there is no cup.pt (TorchScript) beside the model.\n"
 
 
+@pytest.mark.needs("torch")
 def test_torch_measures_the_torchscript_file_and_tells_how_far_its_answer_is(tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="PyTorch is an engine of the bench only and not installed")
     manifest, out = policy(tmp_path / "random"), tmp_path / "out"
     trace = (
         "import torch, sys; f = lambda x: x.mean((2, 3)); torch.jit.trace(f, torch.zeros(1, 3, 6, 8)).save(sys.argv[1])"
@@ -221,6 +221,12 @@ def test_memory_bounds_a_policy_by_its_weights() -> None:
     orin, _ = ROBOTS
     assert published_bandwidth("NVIDIA Jetson Orin NX Engineering Reference Developer Kit") == orin
     assert published_bandwidth("an abacus") is None
+    l4 = published_bandwidth("NVIDIA L4")
+    assert l4 is not None
+    assert l4.gb_per_s == 300.0
+    # Their names begin like one that is known, their memories do not.
+    for other in ("NVIDIA L40S", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU"):
+        assert published_bandwidth(other) is None
     assert orin.bound_ms(3.4e9) == pytest.approx(33.2, abs=0.1)  # Kosmos-2 in FP16
     assert measured_bandwidth("here").gb_per_s > 0
 

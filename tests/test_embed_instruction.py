@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from embed_instruction import embed, main, write_table
 
-needs_transformers = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("torch", "transformers")), reason="needs pip install 'mvla-daemon[export]'"
-)
+needs_transformers = pytest.mark.needs("torch", "transformers")
 WORDS = ["go", "to", "the", "cup", "left", "right"]
 
 

@@ -6,7 +6,6 @@ import argparse
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-needs_torch = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("torch", "transformers")), reason="needs pip install 'mvla-daemon[export]'"
-)
+needs_torch = pytest.mark.needs("torch", "transformers")
 SMALL = ["--kind", "clip-hybrid-small", "--instructions", str(TABLE)]
 READ = ["--kind", "clip-robovlms", "--instructions", str(TABLE), "--concat", "image,text"]
 READ += ["--between", "none", "--bound", "tanh"]
@@ -118,6 +115,22 @@ def test_random_weights_are_a_policy_only_in_shape_and_say_so_everywhere(
 
 
 @needs_torch
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_as_torchscript_a_policy_answers_the_same_in_both_precisions(
+    tmp_path: Path, image: NDArray[np.float32]
+) -> None:
+    import torch  # noqa: PLC0415 - not everyone has it
+
+    words = ["--kind", "gpu-simple", "--random-weights", "1", "--torchscript", "--out", str(tmp_path)]
+    assert main(words) == 0
+    expected = answer(tmp_path / "gpu-simple.toml", image)
+    for name, dtype in (("gpu-simple.pt", torch.float32), ("gpu-simple.fp16.pt", torch.float16)):
+        found = torch.jit.load(str(tmp_path / name))(torch.from_numpy(image).to(dtype))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.detach().float().numpy()[0], expected, atol=1e-3)
+
+
+@needs_torch
 def test_a_checkpoint_becomes_a_policy_that_computes_what_the_network_does(
     tmp_path: Path, image: NDArray[np.float32]
 ) -> None:
@@ -184,7 +197,9 @@ def test_nothing_in_a_checkpoint_is_run_and_what_is_none_is_one_sentence(
     for path in (*paths, tmp_path / "list.pth", tmp_path / "none.pth"):
         exit_code = main([*SMALL, "--checkpoint", str(path), "--out", str(tmp_path / "out")])
         assert exit_code == (66 if path.name == "none.pth" else 78)
-    assert capsys.readouterr().err.count("\n") == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 4
+    assert "weights_only" not in said  # PyTorch's advice to load the file unsafely
     assert not (tmp_path / "trace").exists()
     assert not (tmp_path / "out").exists()
 

@@ -31,7 +31,7 @@ from tests.onnx_models import (
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from check_half import check, clip_frames, images_for, simulator_frames
+from check_half import check, clip_frames, images_for, main, simulator_frames
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -262,6 +262,16 @@ def test_fp16_answers_like_fp32_on_a_real_drive_and_in_the_simulator(
     assert wrong == []
     assert factor > 1
     assert all(one.spread >= 0.1 and 0 < one.share <= 0.05 for one in found)
+
+
+def test_a_policy_in_fp16_is_nothing_to_compare_fp16_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_policy(tmp_path)
+    model, path = tmp_path / "hallway.onnx", tmp_path / "hallway.toml"
+    whole = sha256(model)
+    cast_to_half(model, model)
+    path.write_text(path.read_text().replace(whole, sha256(model)))
+    assert main([str(path)]) == 64
+    assert "is in FP16 already" in capsys.readouterr().err
 
 
 def rows(spread: float = 1.0) -> NDArray[np.float64]:

@@ -121,7 +121,13 @@ def test_a_second_input_is_an_instruction_with_a_table_to_be_named(tmp_path: Pat
     text = path.read_text()
     assert '[inputs.instruction]\ntensor = "text_embeddings"' in text
     assert 'table = "?"' in text
-    assert "?" in refused(answered(path))
+    assert "inputs.instruction.table: which file is meant is still an open question" in refused(answered(path))
+
+
+def test_a_draft_is_refused_for_its_questions_and_for_nothing_else(tmp_path: Path) -> None:
+    text = refused(drafted(tmp_path, told_model()))
+    assert len(text.splitlines()) == 1 + (tmp_path / "hallway.toml").read_text().count('= "?"')
+    assert "axis.0.name: " in text
 
 
 def test_external_weights_are_listed_with_their_sums(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +33,7 @@ from policy_data import Eye, check, drive  # noqa: E402 - scripts are no package
 from policy_frames import Task, collect, halved  # noqa: E402
 from policy_manifest import IMAGE  # noqa: E402
 
-needs_torch = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("torch", "matplotlib", "tqdm")),
-    reason="needs pip install 'mvla-daemon[train]'",
-)
+needs_torch = pytest.mark.needs("torch", "matplotlib", "tqdm")
 POLICY = ["cup.onnx", "cup.toml", "instructions.npz"]
 
 

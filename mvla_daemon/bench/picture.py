@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _ROW_IN, _FOOT_IN, _TITLE_IN, _NAMES_IN, _GAP_IN = 0.34, 0.72, 0.34, 3.25, 0.3
 _COLORS = {"FP32": "#0072b2", "FP16": "#e69f00"}
 _BAD, _FAINT = "#c8102e", "#7a828e"
-_SMALL_WHITE: Style = {"va": "center", "fontsize": 8.5, "color": "white", "weight": "bold", "zorder": 5}
+_FIGURE: Style = {"va": "center", "fontsize": 8.5, "weight": "bold", "zorder": 5}
+_ROOMY = 0.2
+"""Of the longest bar: a shorter one has its figure beside it."""
 _LATENCY_SHARE = 0.66
 """Of the width beside the names; the rest is memory's."""
 
@@ -43,10 +45,7 @@ def figure_of(report: Report) -> Figure:
     for axes, title in ((latency, "latency: mean, line to p99 (ms)"), (memory, "peak memory (MiB)")):
         _prepare(axes, title, len(rows))
     _draw_latencies(latency, report, rows)
-    for at, row in enumerate(rows):
-        assert row.measured is not None
-        memory.barh(at, row.measured.peak_mib, 0.62, color=_COLORS[row.precision], zorder=2)
-        memory.annotate(f"{row.measured.peak_mib:.0f}", (0, at), (4, 0), textcoords="offset points", **_SMALL_WHITE)
+    _draw_memory(memory, rows)
     _draw_legend(mpl, figure)
     return figure
 
@@ -99,6 +98,15 @@ def _draw_latencies(axes: Axes, report: Report, rows: list[Contest]) -> None:
         assert row.measured is not None
         axes.barh(at, row.measured.latency.mean, 0.62, color=_COLORS[row.precision], zorder=2)
     axes.axvline(CYCLE_MS, color=_BAD, lw=1.4, ls="--", zorder=2.5)
+
+
+def _draw_memory(axes: Axes, rows: list[Contest]) -> None:
+    peaks = [row.measured.peak_mib for row in rows if row.measured]
+    for at, (row, peak_mib) in enumerate(zip(rows, peaks, strict=True)):
+        axes.barh(at, peak_mib, 0.62, color=_COLORS[row.precision], zorder=2)
+        inside = peak_mib >= _ROOMY * max(peaks)
+        begin, color = (0, "white") if inside else (peak_mib, INK)
+        axes.annotate(f"{peak_mib:.0f}", (begin, at), (4, 0), textcoords="offset points", color=color, **_FIGURE)
 
 
 def _draw_legend(mpl: ModuleType, figure: Figure) -> None:

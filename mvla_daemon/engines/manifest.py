@@ -39,6 +39,8 @@ _CHANNELS = 3
 
 def _beside_manifest(path: Path, info: ValidationInfo) -> Path:
     """A path as the manifest means it: relative to the manifest's folder, which the context names."""
+    if str(path) == "?":  # of a draft
+        raise ValueError("which file is meant is still an open question: name it")
     folder: Path = (info.context or {}).get("folder", Path())
     return folder / path
 
@@ -197,11 +199,17 @@ def load_manifest(path: Path) -> Manifest:
         sentence = f"{path}: the manifest cannot be read ({error.strerror}): check policy.manifest"
         raise DaemonError(sentence, ExitCode.NO_INPUT) from None
     except ValidationError as error:
-        raise refusal(path, [_sentence(detail) for detail in error.errors()], ExitCode.CONFIG) from None
+        raise refusal(path, _sentences(error.errors()), ExitCode.CONFIG) from None
     except ValueError as error:  # of tomllib, or UTF-8's
         raise refusal(path, [f"is no TOML: {error}"], ExitCode.CONFIG) from None
     _check_files(path, manifest)
     return manifest
+
+
+def _sentences(details: list[ErrorDetails]) -> list[str]:
+    """Pydantic's findings in words. That a list is too short is none where parts of it are wrong and do not count."""
+    lists = {detail["loc"][:1] for detail in details if len(detail["loc"]) > 1}
+    return [_sentence(one) for one in details if one["type"] != "too_short" or one["loc"] not in lists]
 
 
 def _sentence(detail: ErrorDetails) -> str:

@@ -123,8 +123,7 @@ def load_matplotlib() -> ModuleType:
         return importlib.import_module("matplotlib")
     except ImportError as error:
         raise DaemonError(
-            f"matplotlib, which draws the pictures of drives, cannot be imported ({error}): "
-            "pip install 'mvla-daemon[sim]'",
+            f"matplotlib, which draws the pictures, cannot be imported ({error}): pip install 'mvla-daemon[sim]'",
             ExitCode.UNAVAILABLE,
         ) from error
 

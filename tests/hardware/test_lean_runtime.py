@@ -1,6 +1,6 @@
-"""The real library, as far as an ordinary package brings it: TensorRT's lean runtime loads, logs and refuses.
+"""The real library, as far as an ordinary package brings it: TensorRT's lean runtime refuses what is no engine.
 
-It can run engines and build none: pip install tensorrt-lean-cu13-bindings tensorrt-lean-cu13-libs.
+It is installed as tests/test_lean_runtime.py says, which holds what needs no device of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mvla_daemon.engines.tensorrt_library import TensorRt
 
 @pytest.fixture
 def library() -> Iterator[TensorRt]:
-    lean = pytest.importorskip("tensorrt_lean", reason="the lean runtime is not installed")
+    lean = pytest.importorskip("tensorrt_lean_bindings", reason="TensorRT's lean runtime is not installed")
     before = sys.modules.get("tensorrt")
     sys.modules["tensorrt"] = lean
     cuda = Cuda()
