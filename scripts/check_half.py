@@ -148,7 +148,7 @@ def spread_out(
                 break
         else:
             return factor, exact
-    sentence = f"{manifest.name}: its answers do not vary, whatever its random weights are scaled by: try another seed"
+    sentence = f"{manifest.name}: its answers do not vary, whatever its random weights are scaled by: compare it with trained ones"
     raise DaemonError(sentence, ExitCode.CONFIG)
 
 
