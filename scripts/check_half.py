@@ -4,8 +4,9 @@
 
 For each axis it prints the largest error, how much the answers vary from frame to frame, and the one in units of the
 other, which may be 5 %. Answers of random weights hardly vary, so those are scaled up, all by one factor, until they
-do. Frames in another order and an answer that never changes must fail the same check. ONNX Runtime's CPU rounds FP16's
-weights, inputs and outputs, but adds up in FP32: a GPU's own rounding shows on a GPU only.
+do; a network in which they never do is refused. Frames in another order and an answer that never changes must fail the
+same check. ONNX Runtime's CPU rounds FP16's weights, inputs and outputs, but adds up in FP32: a GPU's own rounding
+shows on a GPU only.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def spread_out(
                 break
         else:
             return factor, exact
-    sentence = f"{manifest.name}: its answers do not vary, whatever its random weights are scaled by: try another seed"
+    sentence = f"{manifest.name}: scaled up or not, its random weights answer alike to all frames: take trained ones"
     raise DaemonError(sentence, ExitCode.CONFIG)
 
 

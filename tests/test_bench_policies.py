@@ -215,6 +215,9 @@ def test_what_was_published_goes_with_the_name_or_with_the_surrogates_size() -> 
         assert word in told
     assert "another network" not in told
     assert "another network" in claim.lines(1000)[-1]
+    kosmos = published_for("kosmos2-lstm", None)
+    assert kosmos is not None
+    assert "another network" not in " ".join(kosmos.lines(1_706_742_558))  # its ONNX file: a table of positions too
 
 
 def test_memory_bounds_a_policy_by_its_weights() -> None:
