@@ -92,7 +92,7 @@ class PolicyProcess:
         thinker = self.make_thinker(manifest, engine, (camera.height, camera.width), orientation, self._board)
         await self._engine.call(thinker.load)
         # Not before: to build an engine takes all that a processor has, for minutes.
-        await self._engine.call(realtime.follow_event_loop, realtime.ENGINE_STEPS)
+        thinker.precedence = await self._engine.call(realtime.follow_event_loop, realtime.ENGINE_STEPS)
         return manifest, thinker
 
     def _tell(self, sentence: str) -> None:

@@ -178,15 +178,20 @@ ask()
 
 @pytest.mark.skipif(not holds(CAP_SYS_NICE), reason="needs the right to real-time scheduling")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor only")
-def test_the_threads_on_the_frames_way_are_real_time_below_the_event_loop(tmp_path: Path, scene: Scene) -> None:
-    with Rig(tmp_path, scene) as rig:
+def test_the_threads_on_the_frames_way_are_real_time_below_the_event_loop(tmp_path: Path, studio: Path) -> None:
+    """Of engine, camera and event loop; not while the network computes, which here takes most of the time."""
+    with Rig(tmp_path, Scene(studio / "moving.avi", studio / "slow.toml")) as rig:
         rig.start_driving()
         threads = [int(task.name) for task in Path(f"/proc/{rig.policy_pid()}/task").iterdir()]
-        priorities = {thread: os.sched_getparam(thread).sched_priority for thread in threads}
-        real_time = [thread for thread, priority in priorities.items() if priority]
-        assert sorted(priorities[thread] for thread in real_time) == [68, 69, 70]  # engine, camera, event loop
+
+        def real_time() -> list[int]:
+            return sorted(filter(None, (os.sched_getparam(thread).sched_priority for thread in threads)))
+
+        rig.wait_until(lambda: real_time() == [69, 70], "inference")
+        rig.wait_until(lambda: real_time() == [68, 69, 70], "end of an inference")
         assert os.sched_getparam(rig.pid).sched_priority == 80
-        assert not any(os.sched_getaffinity(thread) & os.sched_getaffinity(rig.pid) for thread in real_time)
+        above = [thread for thread in threads if os.sched_getparam(thread).sched_priority]
+        assert not any(os.sched_getaffinity(thread) & os.sched_getaffinity(rig.pid) for thread in above)
 
 
 def test_on_one_processor_both_say_so_and_run() -> None:

@@ -15,7 +15,7 @@ from mvla_daemon.core.image import Orientation, Preprocessor
 from mvla_daemon.core.messages import Stage, Velocity
 from mvla_daemon.engines.base import Engine
 from mvla_daemon.engines.manifest import Manifest
-from mvla_daemon.ops.realtime import precede_others
+from mvla_daemon.ops.realtime import Precedence, precede_others
 
 _Job: TypeAlias = "tuple[Callable[[Any], object], Callable[[Exception], object], Callable[..., Any], tuple[Any, ...]]"
 
@@ -69,6 +69,9 @@ class Board(Protocol):
 class Thinker:
     """Preprocesses, infers and maps; `times_ns[stage]` says when each stage of the newest thought began.
 
+    It lays the thread's `precedence` down while the network computes: that may take most of a cycle, or never end, and
+    needs no lock that others wait for.
+
     Everything but the constructor runs on the engine's thread.
     """
 
@@ -77,6 +80,7 @@ class Thinker:
     ) -> None:
         height, width = source_size
         self.times_ns = [0] * len(Stage)
+        self.precedence = Precedence(0)
         self._tensor = manifest.inputs.image.tensor
         self._engine = engine
         self._preprocess = Preprocessor(manifest.inputs.image, height, width, orientation)
@@ -97,7 +101,9 @@ class Thinker:
         self._cycle = cycle
         self._mark(Stage.PREPROCESS)
         self._preprocess(frame.pixels, self._engine.inputs[self._tensor])
+        self.precedence.lay_down()
         self._engine.infer(self._mark)
+        self.precedence.take_up()
         self._mark(Stage.POSTPROCESS)
         wish = self._action(self._engine.outputs)
         self._mark(Stage.SEND)  # what is left is to hand it over; a loop that is held up must not look like this thread

@@ -21,7 +21,7 @@ _MCL_CURRENT, _MCL_FUTURE = 1, 2  # <sys/mman.h>
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29  # <sys/prctl.h>
 _CAP_IPC_LOCK = 14  # <linux/capability.h>; its holder is above RLIMIT_MEMLOCK
 CAMERA_STEPS, ENGINE_STEPS = 1, 2
-"""Below the event loop: a picture is taken in while the engine computes, which takes far longer."""
+"""Below the event loop, in the order of how long each may keep the others."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep Python's lock while another waits; the default of 5 ms is a quarter of a cycle."""
 NEVER_KILLED, KILLED_FIRST = -1000, 1000  # proc(5), oom_score_adj
@@ -123,7 +123,25 @@ def precede_others() -> str:
     return ""
 
 
-def follow_event_loop(steps: int) -> None:
+class Precedence:
+    """The calling thread's real-time priority, 0 for none, which it can lay down for a while and take up again."""
+
+    def __init__(self, priority: int) -> None:
+        self._priority = priority
+        self._up, self._down = os.sched_param(priority), os.sched_param(0)
+
+    def take_up(self) -> None:
+        """Be real-time, where this is granted."""
+        if self._priority:
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, self._up)
+
+    def lay_down(self) -> None:
+        """Be an ordinary thread, before others by its nice value only."""
+        if self._priority:
+            os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, self._down)
+
+
+def follow_event_loop(steps: int) -> Precedence:
     """Make the calling thread real-time too, so many steps below the policy process's event loop, where that is.
 
     An ordinary thread that waits for a processor while it holds Python's lock holds the event loop up with it. Measured
@@ -133,8 +151,10 @@ def follow_event_loop(steps: int) -> None:
     """
     loop, gate = os.getpid(), os.getppid()
     is_real_time = os.sched_getscheduler(loop) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
-    if is_real_time and not os.sched_getaffinity(0) & os.sched_getaffinity(gate):
-        use_fifo(max(1, os.sched_getparam(loop).sched_priority - steps))
+    if not is_real_time or os.sched_getaffinity(0) & os.sched_getaffinity(gate):
+        return Precedence(0)
+    priority = max(1, os.sched_getparam(loop).sched_priority - steps)
+    return Precedence(0 if use_fifo(priority) else priority)
 
 
 def lock_memory() -> str:
