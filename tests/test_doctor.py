@@ -192,14 +192,19 @@ def test_what_hangs_or_fails_keeps_nothing_else_back() -> None:
 
 
 def test_a_problem_without_a_fix_cannot_be_reported() -> None:
-    with pytest.raises(ValueError, match="no fix"):
-        problem("camera", "gone", "")
+    for kind in (problem, note):
+        with pytest.raises(ValueError, match="no fix"):
+            kind("camera", "gone", "")
 
 
 def test_the_report_counts_and_breaks_no_word() -> None:
     link = f"/dev/serial/by-id/{'x' * 90}"
     found = {
-        "Ports": [problem("ttyUSB0", f"{link} is gone", f"ls {link}"), note("b", "two words " * 20), ok("c", "ok")]
+        "Ports": [
+            problem("ttyUSB0", f"{link} is gone", f"ls {link}"),
+            note("b", "two words " * 20, "true"),
+            ok("c", "ok"),
+        ]
     }
     text = as_text(found)
     assert link in text

@@ -32,7 +32,7 @@ def camera_finding(camera: CameraFound) -> Finding:
         return problem(name, camera.problem, camera.fix)
     text = f"{camera.name} ({camera.driver}): {_modes(camera) or 'tells no modes'}"
     if camera.users:
-        return note(name, f"{text}; in use by {', '.join(map(str, camera.users))}")
+        return note(name, f"{text}; in use by {', '.join(map(str, camera.users))}", f"fuser -v {camera.path}")
     if not camera.source:
         return note(name, f"{text}; raw pictures, which nothing here can read", "mvla-daemon find-cameras")
     return ok(name, f'{text}; source = "{camera.source}"')

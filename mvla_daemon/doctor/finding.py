@@ -16,7 +16,7 @@ class Level(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A line of the report. A problem without a fix is no finding."""
+    """A line of the report. What is not well and has no fix is no finding."""
 
     level: Level
     name: str
@@ -24,8 +24,8 @@ class Finding:
     fix: str = ""
 
     def __post_init__(self) -> None:
-        if self.level is Level.PROBLEM and not self.fix:
-            raise ValueError(f"the problem {self.name!r} has no fix")
+        if self.level is not Level.OK and not self.fix:
+            raise ValueError(f"the finding {self.name!r} has no fix")
 
 
 def ok(name: str, text: str) -> Finding:
@@ -33,8 +33,8 @@ def ok(name: str, text: str) -> Finding:
     return Finding(Level.OK, name, text)
 
 
-def note(name: str, text: str, fix: str = "") -> Finding:
-    """Worth knowing; `fix` where there is something to do."""
+def note(name: str, text: str, fix: str) -> Finding:
+    """Worth knowing, and what to type to look into it."""
     return Finding(Level.NOTE, name, text, fix)
 
 

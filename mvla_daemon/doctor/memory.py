@@ -25,7 +25,7 @@ def look(machine: Machine) -> list[Finding]:
 
 def _memory(facts: dict[str, int]) -> list[Finding]:
     if "MemTotal" not in facts or "MemAvailable" not in facts:
-        return [note("memory", "/proc/meminfo cannot be read")]
+        return [note("memory", "/proc/meminfo cannot be read", "sudo mount -t proc proc /proc")]
     total_mib, free_mib = facts["MemTotal"] // _MIB, facts["MemAvailable"] // _MIB
     text = f"{free_mib} of {total_mib} MiB available"
     memory = ok("memory", text)
@@ -55,7 +55,7 @@ def _cache(machine: Machine) -> list[Finding]:
     try:
         about = os.statvfs(there)
     except OSError as error:
-        return [note("cache", f"{folder} cannot be looked at ({error.strerror})")]
+        return [note("cache", f"{folder} cannot be looked at ({error.strerror})", f"ls -ld {folder}")]
     room_mib = about.f_bavail * about.f_frsize >> 20
     text = f"{room_mib} MiB free for {folder}"
     if not os.access(there, os.W_OK, effective_ids=True):

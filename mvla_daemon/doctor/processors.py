@@ -124,7 +124,8 @@ def _virtual(machine: Machine) -> Finding | None:
         text = f"a virtual machine; {100 * stolen:.1f} % of its time was taken by others"
         return problem("virtual", text, "give it processors of its own (pin them on the host)")
     if is_virtual:
-        return note("virtual", f"a virtual machine; {100 * stolen:.2f} % of its time was taken by others")
+        text = f"a virtual machine; {100 * stolen:.2f} % of its time was taken by others, as far as its host admits"
+        return note("virtual", text, "mvla-daemon --config FILE bench --null     # how often it stands still")
     return ok("virtual", "no")
 
 

@@ -85,7 +85,7 @@ def _kernel(machine: Machine) -> Finding:
         return ok("kernel", "PREEMPT_RT")
     kind = next((word for word in ("PREEMPT_DYNAMIC", "PREEMPT") if word in version), None)
     if kind is None:
-        return note("kernel", "not known to be preemptible, so that its own work can hold a STOP up")
+        return note("kernel", "not known to be preemptible, so that its own work can hold a STOP up", "uname -v")
     return ok("kernel", f"{kind}, not PREEMPT_RT: a STOP came within 0.4 ms on such a one, but nothing bounds it")
 
 
