@@ -47,6 +47,8 @@ def drive(words: Sequence[str], seconds: float, *, period_ns: int | None) -> Dri
     watch = nullcontext() if period_ns is None else StandstillWatch()
     with watch as machine, start_module("mvla_daemon", *words, stdout=subprocess.DEVNULL, stderr=pipe) as process:
         try:
+            if machine is not None and machine.refusal:
+                driven.warnings.append(f"Standstills of the machine itself were not watched: {machine.refusal}.")
             _listen(_Listener(process, driven.warnings), driven, seconds, machine, period_ns or 0)
         finally:
             process.terminate()

@@ -31,7 +31,7 @@ class GroundLink:
     def order(self, words: str) -> None:
         """Have an order carried out."""
         if words == "hang_up":  # the next terminal that anyone opens may get its number, and is not the robot's
-            self.port.unlink()
+            self.port.unlink(missing_ok=True)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{words}\n".encode())
         self._process.stdin.flush()
