@@ -219,7 +219,9 @@ def ground(request: pytest.FixtureRequest, proving: Proving, beside: Beside) -> 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "beside: runs on a second proving ground, beside the others")
-    config.addinivalue_line("markers", "meanwhile: mostly waits, so it runs beside all others")
+    config.addinivalue_line(
+        "markers", "meanwhile: mostly waits, for time or for other programs, so it runs beside all others"
+    )
     config.addinivalue_line("markers", "needs(*modules): takes packages that only `make test-export` installs")
     config.addinivalue_line("markers", "alone: counts what the whole process has, so it runs before any runs beside it")
     config.pluginmanager.register(TALLY)

@@ -1,4 +1,4 @@
-"""Tests that mostly wait, for what takes seconds however fast the machine is: they run beside all the others."""
+"""Tests that mostly wait, for time or for programs that they have started: they run beside all the others."""
 
 from __future__ import annotations
 

@@ -302,7 +302,12 @@ def first_reason(rig: Rig, before: int) -> int | None:
     return next(iter(reasons(rig, before)), None)
 
 
-def drives_on(rig: GroundRig, what: Callable[[], object] = lambda: None, cycles: int = 4) -> list[Timed]:
+def drives_on(
+    rig: Rig,
+    what: Callable[[], object] = lambda: None,
+    cycles: int = 4,
+    again: Callable[[Rig], None] = put_right,
+) -> list[Timed]:
     """Do something: it goes on driving, without a stop; the VELOCITYs."""
     drive: list[Timed] = []
 
@@ -312,6 +317,6 @@ def drives_on(rig: GroundRig, what: Callable[[], object] = lambda: None, cycles:
         drive[:] = [timed for timed in rig.read_wire()[before:] if timed.kind == "VELOCITY"]
         return first_reason(rig, before)
 
-    _, stopped_for = tried(rig, attempt)
+    _, stopped_for = tried(rig, attempt, again)
     assert stopped_for is None
     return drive

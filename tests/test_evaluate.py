@@ -113,6 +113,7 @@ def test_seeds_take_turns_with_all_sentences_and_swapped_ones_ask_for_the_other_
     assert instruction_for(Kind.REAL_TIME, 5) == instruction_for(Kind.BLACK, 5) == told[5]
 
 
+@pytest.mark.meanwhile
 def test_an_evaluation_says_how_each_drive_ended_and_draws_them(tmp_path: Path) -> None:
     words = ["--config", str(write_config(tmp_path)), "--out", str(tmp_path / "out"), "--seeds", "6:7"]
     words += ["--real-time", "0", "--jobs", "2", "--check"]

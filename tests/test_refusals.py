@@ -7,7 +7,6 @@ import itertools
 import os
 import subprocess
 import tty
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,12 @@ import pytest
 from tests.rig import Rig, Scene
 from tests.wire import WireReader
 
+pytestmark = pytest.mark.meanwhile
+
 USAGE, NO_INPUT, UNAVAILABLE, CONFIG = 64, 66, 69, 78
 SIMULATED = tuple(
     f"--set={value}" for value in ("camera.source=sim://", "camera.width=640", "camera.height=480", "motor.port=sim://")
 )
-
-
-@pytest.fixture
-def rig(tmp_path: Path, scene: Scene) -> Iterator[Rig]:
-    with Rig(tmp_path, scene) as rig:
-        yield rig
 
 
 def refused(rig: Rig, code: int, *mentions: str, words: tuple[str, ...] = ()) -> None:
@@ -39,42 +34,53 @@ def refused(rig: Rig, code: int, *mentions: str, words: tuple[str, ...] = ()) ->
     assert {timed.kind for timed in rig.read_wire()} <= {"HELLO", "STOP"}
 
 
-def test_an_unknown_key(rig: Rig) -> None:
-    rig.config.write_text(rig.config.read_text().replace("rate_hz", "rate_hertz"))
-    refused(rig, CONFIG, "config.toml:2", "rate_hertz", "rate_hz")
-    assert rig.read_wire() == []  # nothing was opened
+def test_an_unknown_key(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.config.write_text(rig.config.read_text().replace("rate_hz", "rate_hertz"))
+        refused(rig, CONFIG, "config.toml:2", "rate_hertz", "rate_hz")
+        assert rig.read_wire() == []  # nothing was opened
 
 
-def test_a_missing_configuration(rig: Rig) -> None:
-    rig.config.unlink()
-    refused(rig, CONFIG, str(rig.config))
+def test_a_missing_configuration(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.config.unlink()
+        refused(rig, CONFIG, str(rig.config))
 
 
-def test_all_that_is_wrong_at_once(rig: Rig) -> None:
-    refused(
-        rig, CONFIG, "control.rate_hz", "motor.baud", words=("--set", "control.rate_hz=0", "--set", "motor.baud=fast")
-    )
+def test_all_that_is_wrong_at_once(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(
+            rig,
+            CONFIG,
+            "control.rate_hz",
+            "motor.baud",
+            words=("--set", "control.rate_hz=0", "--set", "motor.baud=fast"),
+        )
 
 
-def test_a_recording_and_a_real_port(rig: Rig) -> None:
-    refused(rig, CONFIG, "bench_test", words=("--set", "safety.bench_test=false"))
+def test_a_recording_and_a_real_port(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, CONFIG, "bench_test", words=("--set", "safety.bench_test=false"))
 
 
-def test_a_missing_manifest(rig: Rig) -> None:
-    refused(rig, NO_INPUT, "nothing.toml", words=("--set", "policy.manifest=nothing.toml"))
+def test_a_missing_manifest(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, NO_INPUT, "nothing.toml", words=("--set", "policy.manifest=nothing.toml"))
 
 
-def test_a_missing_model(rig: Rig, studio: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "steady.toml"
-    manifest.write_text((studio / "steady.toml").read_text())
-    refused(rig, NO_INPUT, "steady.onnx", words=("--set", f"policy.manifest={manifest}"))
+def test_a_missing_model(tmp_path: Path, scene: Scene, studio: Path) -> None:
+    with Rig(tmp_path, scene) as rig:
+        manifest = tmp_path / "steady.toml"
+        manifest.write_text((studio / "steady.toml").read_text())
+        refused(rig, NO_INPUT, "steady.onnx", words=("--set", f"policy.manifest={manifest}"))
 
 
-def test_another_model_than_the_manifest_says(rig: Rig, studio: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "steady.toml"
-    manifest.write_text((studio / "steady.toml").read_text())
-    (tmp_path / "steady.onnx").write_bytes((studio / "slow.onnx").read_bytes())
-    refused(rig, CONFIG, "sha256", words=("--set", f"policy.manifest={manifest}"))
+def test_another_model_than_the_manifest_says(tmp_path: Path, scene: Scene, studio: Path) -> None:
+    with Rig(tmp_path, scene) as rig:
+        manifest = tmp_path / "steady.toml"
+        manifest.write_text((studio / "steady.toml").read_text())
+        (tmp_path / "steady.onnx").write_bytes((studio / "slow.onnx").read_bytes())
+        refused(rig, CONFIG, "sha256", words=("--set", f"policy.manifest={manifest}"))
 
 
 @pytest.mark.parametrize(
@@ -87,39 +93,44 @@ def test_another_model_than_the_manifest_says(rig: Rig, studio: Path, tmp_path: 
     ids=["wrong name", "wrong shape", "truncated"],
 )
 def test_a_model_that_is_not_what_the_manifest_says(
-    rig: Rig, studio: Path, tmp_path: Path, old: str, new: str, keep: float, mentions: tuple[str, ...]
+    tmp_path: Path, scene: Scene, studio: Path, old: str, new: str, keep: float, mentions: tuple[str, ...]
 ) -> None:
-    whole = (studio / "steady.onnx").read_bytes()
-    model = whole[: int(keep * len(whole))]
-    (tmp_path / "steady.onnx").write_bytes(model)
-    text = (studio / "steady.toml").read_text().replace(old, new)
-    digests = [hashlib.sha256(data).hexdigest() for data in (whole, model)]
-    manifest = tmp_path / "steady.toml"
-    manifest.write_text(text.replace(*digests))
-    refused(rig, CONFIG, *mentions, words=("--set", f"policy.manifest={manifest}"))
+    with Rig(tmp_path, scene) as rig:
+        whole = (studio / "steady.onnx").read_bytes()
+        model = whole[: int(keep * len(whole))]
+        (tmp_path / "steady.onnx").write_bytes(model)
+        text = (studio / "steady.toml").read_text().replace(old, new)
+        digests = [hashlib.sha256(data).hexdigest() for data in (whole, model)]
+        manifest = tmp_path / "steady.toml"
+        manifest.write_text(text.replace(*digests))
+        refused(rig, CONFIG, *mentions, words=("--set", f"policy.manifest={manifest}"))
 
 
-def test_a_missing_clip(rig: Rig) -> None:
-    refused(rig, NO_INPUT, "nothing.avi", words=("--set", "camera.source=file://nothing.avi"))
+def test_a_missing_clip(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, NO_INPUT, "nothing.avi", words=("--set", "camera.source=file://nothing.avi"))
 
 
-def test_a_clip_of_another_size(rig: Rig) -> None:
-    refused(rig, CONFIG, "160", "320", words=("--set", "camera.width=320"))
+def test_a_clip_of_another_size(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, CONFIG, "160", "320", words=("--set", "camera.width=320"))
 
 
-def test_an_absent_camera(rig: Rig) -> None:
-    refused(rig, UNAVAILABLE, "/dev/video77", words=("--set", "camera.source=/dev/video77"))
+def test_an_absent_camera(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, UNAVAILABLE, "/dev/video77", words=("--set", "camera.source=/dev/video77"))
 
 
-def test_an_absent_port(rig: Rig) -> None:
-    refused(rig, UNAVAILABLE, "/dev/ttyNOTHING", words=("--set", "motor.port=/dev/ttyNOTHING"))
+def test_an_absent_port(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, UNAVAILABLE, "/dev/ttyNOTHING", words=("--set", "motor.port=/dev/ttyNOTHING"))
 
 
-def test_a_port_that_is_no_port(rig: Rig) -> None:
-    refused(rig, UNAVAILABLE, "/dev/null", words=("--set", "motor.port=/dev/null"))
+def test_a_port_that_is_no_port(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        refused(rig, UNAVAILABLE, "/dev/null", words=("--set", "motor.port=/dev/null"))
 
 
-@pytest.mark.meanwhile
 def test_a_port_where_nobody_is_home(tmp_path: Path, scene: Scene) -> None:
     with Rig(tmp_path, scene) as rig:
         """It hears HELLO and nothing else, as a modem or a GPS would."""
@@ -136,25 +147,29 @@ def test_a_port_where_nobody_is_home(tmp_path: Path, scene: Scene) -> None:
         assert {frame.kind for frame in heard} == {"HELLO"}
 
 
-def test_a_port_that_another_daemon_has(rig: Rig, tmp_path: Path, scene: Scene) -> None:
-    rig.start_driving()
-    (tmp_path / "second").mkdir()
-    with Rig(tmp_path / "second", scene, port=rig.port) as second:
-        done = second.tell("--for", "5")
-    assert done.returncode == UNAVAILABLE
-    assert "in use" in done.stderr
-    before = len(rig.read_wire())
-    rig.wait_for("VELOCITY", after=before, count=5)
-    # Not one frame of another's is among ours: each has the next number, and nobody said HELLO again.
-    wire = [timed.frame for timed in rig.read_wire()]
-    assert [frame.seq for frame in wire] == list(range(1, len(wire) + 1))
-    assert "HELLO" not in [frame.kind for frame in itertools.dropwhile(lambda frame: frame.kind != "VELOCITY", wire)]
+def test_a_port_that_another_daemon_has(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        rig.start_driving()
+        (tmp_path / "second").mkdir()
+        with Rig(tmp_path / "second", scene, port=rig.port) as second:
+            done = second.tell("--for", "5")
+        assert done.returncode == UNAVAILABLE
+        assert "in use" in done.stderr
+        before = len(rig.read_wire())
+        rig.wait_for("VELOCITY", after=before, count=5)
+        # Not one frame of another's is among ours: each has the next number, and nobody said HELLO again.
+        wire = [timed.frame for timed in rig.read_wire()]
+        assert [frame.seq for frame in wire] == list(range(1, len(wire) + 1))
+        assert "HELLO" not in [
+            frame.kind for frame in itertools.dropwhile(lambda frame: frame.kind != "VELOCITY", wire)
+        ]
 
 
-def test_a_command_that_does_not_exist(rig: Rig) -> None:
-    done = rig.tell("dance")
-    assert done.returncode == USAGE
-    assert "dance" in done.stderr
+def test_a_command_that_does_not_exist(tmp_path: Path, scene: Scene) -> None:
+    with Rig(tmp_path, scene) as rig:
+        done = rig.tell("dance")
+        assert done.returncode == USAGE
+        assert "dance" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,18 +185,22 @@ def test_a_command_that_does_not_exist(rig: Rig) -> None:
         (("--seed", "one"), ("--seed",)),
     ],
 )
-def test_words_that_cannot_be_meant(rig: Rig, words: tuple[str, ...], mentions: tuple[str, ...]) -> None:
+def test_words_that_cannot_be_meant(
+    tmp_path: Path, scene: Scene, words: tuple[str, ...], mentions: tuple[str, ...]
+) -> None:
     """One line and nothing before it: a daemon that had started would have said so."""
-    done = rig.tell(*words)
-    assert done.returncode == USAGE
-    (said,) = done.stderr.splitlines()
-    assert all(mention in said for mention in mentions), said
-    assert not (rig.folder / "wire.bin").exists()
-    assert rig.read_wire() == []
+    with Rig(tmp_path, scene) as rig:
+        done = rig.tell(*words)
+        assert done.returncode == USAGE
+        (said,) = done.stderr.splitlines()
+        assert all(mention in said for mention in mentions), said
+        assert not (rig.folder / "wire.bin").exists()
+        assert rig.read_wire() == []
 
 
 @pytest.mark.parametrize("word", ["stop", "arm", "disarm", "status"])
-def test_asking_where_no_daemon_runs(rig: Rig, word: str) -> None:
-    done: subprocess.CompletedProcess[str] = rig.tell(word)
-    assert done.returncode == UNAVAILABLE
-    assert "No daemon answers" in done.stderr
+def test_asking_where_no_daemon_runs(tmp_path: Path, scene: Scene, word: str) -> None:
+    with Rig(tmp_path, scene) as rig:
+        done: subprocess.CompletedProcess[str] = rig.tell(word)
+        assert done.returncode == UNAVAILABLE
+        assert "No daemon answers" in done.stderr

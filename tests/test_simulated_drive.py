@@ -39,17 +39,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield rig
 
 
-@pytest.fixture(scope="module", autouse=True)
-def long_drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A whole drive, with a fault on the way; it goes on while the other tests run."""
-    with simulated(tmp_path_factory.mktemp("long"), instruction=None) as rig:
-        rig.start(
-            *("--seed", str(SHORT_WAY), "--instruction", TOLD, "--fault", "SIGSTOP@1s"),
-            *("--set", "sim.picture=drive.png"),
-        )
-        yield rig
-
-
 def children(pid: int) -> dict[str, int]:
     """The processes that a daemon has started, by their modules' names."""
     found = {}
@@ -92,27 +81,31 @@ def straight_ahead(folder: Path) -> Path:
     return write_manifest(folder, "straight")
 
 
-def test_an_instruction_that_the_policy_does_not_know_is_refused_with_those_that_it_knows(rig: Rig) -> None:
-    rig.start("--instruction", "make tea")
-    assert rig.wait() == CONFIG
-    first, *listed = sentences(rig)
-    assert "does not know the instruction 'make tea'" in first
-    assert len(listed) == 8
-    assert TOLD in [line.strip() for line in listed]
-    assert "armed" not in states(rig)
+@pytest.mark.meanwhile
+def test_an_instruction_that_the_policy_does_not_know_is_refused_with_those_that_it_knows(tmp_path: Path) -> None:
+    with simulated(tmp_path) as rig:
+        rig.start("--instruction", "make tea")
+        assert rig.wait() == CONFIG
+        first, *listed = sentences(rig)
+        assert "does not know the instruction 'make tea'" in first
+        assert len(listed) == 8
+        assert TOLD in [line.strip() for line in listed]
+        assert "armed" not in states(rig)
 
 
-def test_ctrl_c_stops_the_robot_and_leaves_a_picture_and_nothing_else(rig: Rig) -> None:
-    rig.start("--set", "sim.picture=build/drives.png")
-    wait_until_armed(rig)
-    started = children(rig.pid)
-    assert set(started) == {"robot_process", "policy", "reporter"}
-    os.kill(rig.pid, signal.SIGINT)
-    assert rig.wait() == OK
-    assert [event["reason"] for event in rig.events("stop")][-1] == "shutdown"
-    assert sentences(rig) == [f"mvla-daemon: The drive from above: {rig.folder / 'build/drives.png'}"]
-    assert (rig.folder / "build/drives.png").read_bytes().startswith(PNG)
-    assert all(gone(pid) for pid in started.values())
+@pytest.mark.meanwhile
+def test_ctrl_c_stops_the_robot_and_leaves_a_picture_and_nothing_else(tmp_path: Path) -> None:
+    with simulated(tmp_path) as rig:
+        rig.start("--set", "sim.picture=build/drives.png")
+        wait_until_armed(rig)
+        started = children(rig.pid)
+        assert set(started) == {"robot_process", "policy", "reporter"}
+        os.kill(rig.pid, signal.SIGINT)
+        assert rig.wait() == OK
+        assert [event["reason"] for event in rig.events("stop")][-1] == "shutdown"
+        assert sentences(rig) == [f"mvla-daemon: The drive from above: {rig.folder / 'build/drives.png'}"]
+        assert (rig.folder / "build/drives.png").read_bytes().startswith(PNG)
+        assert all(gone(pid) for pid in started.values())
 
 
 @pytest.mark.meanwhile
@@ -126,18 +119,21 @@ def test_a_robot_that_touches_something_says_what_and_is_a_failure_with_or_witho
         assert [event["reason"] for event in rig.events("stop")][-1] == "shutdown"
 
 
-def test_a_simulator_that_is_killed_is_a_stop_and_an_end(rig: Rig) -> None:
-    rig.start("--set", "sim.picture=drive.png")
-    wait_until_armed(rig)
-    started = children(rig.pid)
-    os.kill(started["robot_process"], signal.SIGKILL)
-    assert rig.wait() == INTERNAL
-    assert rig.events("stop")[-1]["reason"] in {"port_lost", "shutdown"}
-    (said,) = sentences(rig)
-    assert "The simulated robot's process ended by itself" in said
-    assert all(gone(pid) for pid in started.values())
+@pytest.mark.meanwhile
+def test_a_simulator_that_is_killed_is_a_stop_and_an_end(tmp_path: Path) -> None:
+    with simulated(tmp_path) as rig:
+        rig.start("--set", "sim.picture=drive.png")
+        wait_until_armed(rig)
+        started = children(rig.pid)
+        os.kill(started["robot_process"], signal.SIGKILL)
+        assert rig.wait() == INTERNAL
+        assert rig.events("stop")[-1]["reason"] in {"port_lost", "shutdown"}
+        (said,) = sentences(rig)
+        assert "The simulated robot's process ended by itself" in said
+        assert all(gone(pid) for pid in started.values())
 
 
+@pytest.mark.meanwhile
 def test_a_simulated_controller_that_is_killed_is_a_stop_and_an_end_too(tmp_path: Path, scene: Scene) -> None:
     with Rig(tmp_path, scene, port="sim://") as rig:
         rig.start()
@@ -180,17 +176,22 @@ def test_a_simulator_that_does_not_start_is_told_with_its_own_exit_code(rig: Rig
     assert caught.value.exit_code == USAGE
 
 
-def test_a_frozen_policy_is_a_stop_after_which_the_robot_arms_again_and_reaches_the_cup(long_drive: Rig) -> None:
-    rig = long_drive
-    assert rig.wait() == OK, rig.said()
-    reasons = [event["reason"] for event in rig.events("stop")]
-    assert reasons[0] == "deadline_missed"
-    assert reasons[-1] == "shutdown"
-    assert set(reasons[:-1]) <= {"deadline_missed", "frame_stale"}  # a busy machine may add to them
-    armed = list(itertools.dropwhile(lambda state: state != "armed", states(rig)))
-    assert armed[:5] == ["armed", "stopping", "stopped", "arming", "armed"]
-    picture, said = sentences(rig)
-    assert picture == f"mvla-daemon: The drive from above: {rig.folder / 'drive.png'}"
-    assert said.startswith("mvla-daemon: The simulated robot reached the cup after ")
-    assert (rig.folder / "drive.png").read_bytes().startswith(PNG)
-    assert not [path for path in rig.folder.iterdir() if path.name.startswith(".picture")]
+@pytest.mark.meanwhile
+def test_a_frozen_policy_is_a_stop_after_which_the_robot_arms_again_and_reaches_the_cup(tmp_path: Path) -> None:
+    with simulated(tmp_path, instruction=None) as rig:
+        rig.start(
+            *("--seed", str(SHORT_WAY), "--instruction", TOLD, "--fault", "SIGSTOP@1s"),
+            *("--set", "sim.picture=drive.png"),
+        )
+        assert rig.wait() == OK, rig.said()
+        reasons = [event["reason"] for event in rig.events("stop")]
+        assert reasons[0] == "deadline_missed"
+        assert reasons[-1] == "shutdown"
+        assert set(reasons[:-1]) <= {"deadline_missed", "frame_stale"}  # a busy machine may add to them
+        armed = list(itertools.dropwhile(lambda state: state != "armed", states(rig)))
+        assert armed[:5] == ["armed", "stopping", "stopped", "arming", "armed"]
+        picture, said = sentences(rig)
+        assert picture == f"mvla-daemon: The drive from above: {rig.folder / 'drive.png'}"
+        assert said.startswith("mvla-daemon: The simulated robot reached the cup after ")
+        assert (rig.folder / "drive.png").read_bytes().startswith(PNG)
+        assert not [path for path in rig.folder.iterdir() if path.name.startswith(".picture")]
