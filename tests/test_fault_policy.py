@@ -161,13 +161,19 @@ def test_up_to_ten_times_a_limit_is_clamped_and_comes_no_faster_than_allowed(gro
         _wish_beyond_the_limits(ground)
         for turn in range(12):
             ground.sabotage(f"wish {4.9 * (-1) ** turn} 0 0 1000000")
-            ground.wait_for("VELOCITY", after=len(ground.read_wire()))
+            _hear_more(ground)
         return first_reason(ground, before)
 
     before, stopped_for = tried(ground, attempt)
     assert stopped_for is None
     values = [timed.frame.number("vx") for timed in ground.read_wire()[before:] if timed.kind == "VELOCITY"]
     assert any(a > 0 >= b for a, b in pairwise(values))
+
+
+def _hear_more(rig: GroundRig) -> None:
+    """A VELOCITY, or the STOP instead of it."""
+    known = len(rig.read_wire())
+    rig.wait_until(lambda: len(rig.read_wire()) > known, "VELOCITY or STOP")
 
 
 def _wish_beyond_the_limits(rig: GroundRig) -> None:

@@ -7,8 +7,9 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -64,37 +65,53 @@ def test_a_standstill_is_seen_with_its_begin_and_its_end() -> None:
     assert watchers(me) == []
 
 
-def freezing(folder: Path) -> list[str]:
-    """A drive in which the policy process is frozen once, after half a second."""
+def disturbed(folder: Path, by: str = "SIGSTOP") -> list[str]:
+    """A drive, calm enough for a busy machine, in which the policy process gets a signal after half a second."""
     config = Path(shutil.copy(ROOT / "config.toml", folder))
-    settings = ("log.format=json", f"sim.picture={folder / 'drive.png'}", "safety.max_stops=1000")
+    calm = ("control.rate_hz=10", "control.deadline_ms=100", "control.max_frame_age_ms=500", "motor.watchdog_ms=500")
+    safety = ("safety.max_stops=1000", "safety.recover_cycles=5")
+    settings = (*calm, *safety, "camera.fps=10", "log.format=json", f"sim.picture={folder / 'drive.png'}")
     sets = [f"--set={setting}" for setting in settings]
-    return ["--config", str(config), "--fault", "SIGSTOP@0.5s", *sets]
+    return ["--config", str(config), "--fault", f"{by}@0.5s", *sets]
 
 
 @pytest.mark.meanwhile
 def test_a_miss_while_the_machine_did_not_stand_still_is_the_end_of_a_drive(tmp_path: Path) -> None:
-    driven = drive(freezing(tmp_path), 10, period_ns=2_000_000_000)
+    driven = drive(disturbed(tmp_path), 10, period_ns=2_000_000_000)
     assert "STOP deadline_missed" in driven.stop
     assert driven.stood_ms == []
 
 
 @pytest.mark.meanwhile
 def test_a_miss_while_the_machine_stood_still_is_noted_and_driven_on_after(tmp_path: Path) -> None:
-    over = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(keep_standing_still, over, threading.get_native_id())
-        try:
-            driven = drive(freezing(tmp_path), 3, period_ns=20 * MS)
-        finally:
-            over.set()
+    with standing_still():
+        driven = drive(disturbed(tmp_path), 3, period_ns=20 * MS)
     assert driven.stop == ""
     assert driven.stood_ms
     assert min(driven.stood_ms) >= 10
 
 
+@pytest.mark.meanwhile
+def test_a_stop_that_only_an_operator_ends_is_the_end_of_a_drive_all_the_same(tmp_path: Path) -> None:
+    with standing_still():
+        driven = drive(disturbed(tmp_path, "SIGKILL"), 10, period_ns=20 * MS)
+    assert "STOP policy_lost" in driven.stop
+
+
+@contextmanager
+def standing_still() -> Iterator[None]:
+    """As seen by the watchers that this thread starts."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(keep_standing_still, over, threading.get_native_id())
+        try:
+            yield
+        finally:
+            over.set()
+
+
 def keep_standing_still(over: threading.Event, me: int) -> None:
-    """As seen by the watchers: frozen but for a moment, again and again."""
+    """Frozen but for a moment, again and again."""
     while not over.wait(0.002):
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for watcher in watchers(me):

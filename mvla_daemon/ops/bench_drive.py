@@ -71,8 +71,11 @@ def _listen(
         if stood_ns < max(1, EXCUSED * period_ns):
             driven.stop = stop["event"]
             return
+        answer = listener.wait_for({"armed", "latched"}, START_S)
+        if answer is not None and answer["state"] == "latched":  # excused or not, it does not drive on by itself
+            driven.stop = stop["event"]
+            return
         driven.stood_ms.append(stood_ns / MS)
-        answer = listener.wait_for({"armed"}, START_S)
     driven.stop = answer["event"] if answer else f"not armed within {START_S:g} s"
 
 
