@@ -7,15 +7,16 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from mvla_daemon.ops.bench_drive import drive
+from mvla_daemon.ops.bench_drive import Drive, drive
 from mvla_daemon.ops.standstill import StandstillWatch
+from tests.forgiving import HELD_UP, TALLY, TRIES
 from tests.rig import ROOT
 
 MS = 1_000_000
@@ -84,8 +85,7 @@ def test_a_miss_while_the_machine_did_not_stand_still_is_the_end_of_a_drive(tmp_
 
 @pytest.mark.meanwhile
 def test_a_miss_while_the_machine_stood_still_is_noted_and_driven_on_after(tmp_path: Path) -> None:
-    with standing_still():
-        driven = drive(disturbed(tmp_path), 3, period_ns=20 * MS)
+    driven = drive_standing_still(disturbed(tmp_path))
     assert driven.stop == ""
     assert driven.stood_ms
     assert min(driven.stood_ms) >= 10
@@ -93,9 +93,19 @@ def test_a_miss_while_the_machine_stood_still_is_noted_and_driven_on_after(tmp_p
 
 @pytest.mark.meanwhile
 def test_a_stop_that_only_an_operator_ends_is_the_end_of_a_drive_all_the_same(tmp_path: Path) -> None:
-    with standing_still():
-        driven = drive(disturbed(tmp_path, "SIGKILL"), 10, period_ns=20 * MS)
-    assert "STOP policy_lost" in driven.stop
+    assert "STOP policy_lost" in drive_standing_still(disturbed(tmp_path, "SIGKILL")).stop
+
+
+def drive_standing_still(words: Sequence[str]) -> Drive:
+    """For three seconds; once more where a busy machine kept the simulated controller itself from running."""
+    for left in reversed(range(TRIES)):
+        with standing_still():
+            driven = drive(words, 3, period_ns=20 * MS)
+        forgiven = next((name for name in HELD_UP.values() if left and f"STOP {name}" in driven.stop), "")
+        TALLY.count(forgiven)
+        if not forgiven:
+            break
+    return driven
 
 
 @contextmanager
