@@ -277,6 +277,17 @@ def test_the_baseline_wraps() -> None:
     assert bench.controller.host_seq == 1
 
 
+def test_a_fed_watchdog_keeps_no_command_alive_for_longer_than_the_watchdog(armed: Bench) -> None:
+    armed.drive(100_000, ttl_ms=65_535)
+    for now_ms in (40, 80, 120):
+        armed.at(now_ms).send("KEEPALIVE")
+    assert armed.at(139).vx < 0.1
+    assert armed.at(200).vx == 0
+    assert (armed.state, armed.controller.faults) == (ARMED, 0)  # no ttl ran out
+    assert armed.at(219.999).state == ARMED
+    assert armed.at(220).state == TRIPPED
+
+
 def test_velocity_and_keepalive_move_the_baseline(armed: Bench) -> None:
     armed.at(10).send("KEEPALIVE", seq=100)
     armed.at(20).send("KEEPALIVE", seq=99)

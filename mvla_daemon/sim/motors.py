@@ -15,8 +15,8 @@ class Motors:
     """Three axes that move in states 1 and 2 only.
 
     `accel` is the rate at which an axis follows a command, `decel` the ramp of every stop, both per second in
-    micro-units. What happens by itself (a ttl or the watchdog runs out, a ramp reaches zero) happens in `advance`, at
-    its own time. Everything else happens at `now_ns`, the time of the last `advance`.
+    micro-units. What happens by itself (a command or the watchdog runs out, a ramp reaches zero) happens in `advance`,
+    at its own time. Everything else happens at `now_ns`, the time of the last `advance`.
     """
 
     def __init__(self, now_ns: int, *, accel: Axes, decel: Axes, hardware_faults: int = 0) -> None:
@@ -30,7 +30,8 @@ class Motors:
         self._state_after_ramp = ControllerState.STOPPED
         self._category = 1
         self._ttl_ran_out = False
-        self._ttl_ends_ns: int | None = None
+        self._command_ends_ns: int | None = None
+        self._has_longer_ttl = False
         self._watchdog_ends_ns: int | None = None
 
     @property
@@ -70,9 +71,10 @@ class Motors:
         self._watchdog_ends_ns = self.now_ns + self.watchdog_ms * MS
 
     def command(self, target: Axes, ttl_ms: int) -> None:
-        """Follow a velocity for `ttl_ms`; in state 1 only."""
+        """Follow a velocity for `ttl_ms`, but no longer than the watchdog however it is fed; in state 1 only."""
         self.feed()
-        self._ttl_ends_ns = self.now_ns + ttl_ms * MS
+        self._command_ends_ns = self.now_ns + min(ttl_ms, self.watchdog_ms) * MS
+        self._has_longer_ttl = ttl_ms > self.watchdog_ms
         self._ramp = self._ramp.turned(target, self._accel, self.now_ns)
         self.advance(self.now_ns)
 
@@ -100,7 +102,7 @@ class Motors:
         """When something happens by itself, or None while nothing will."""
         if self.state is ControllerState.STOPPING:
             return self._ramp.ends_ns
-        return min((at for at in (self._ttl_ends_ns, self._watchdog_ends_ns) if at is not None), default=None)
+        return min((at for at in (self._command_ends_ns, self._watchdog_ends_ns) if at is not None), default=None)
 
     def advance(self, now_ns: int) -> None:
         """Let all happen, in its order, that is due by `now_ns`; a time that has passed already is now."""
@@ -109,9 +111,9 @@ class Motors:
             self.now_ns = due_ns
             if self.state is ControllerState.STOPPING:
                 self.state = self._state_after_ramp
-            elif self._ttl_ends_ns == due_ns:
-                self._ttl_ends_ns = None
-                self._ttl_ran_out = True
+            elif self._command_ends_ns == due_ns:
+                self._command_ends_ns = None
+                self._ttl_ran_out |= not self._has_longer_ttl
                 self._ramp_down()
             else:
                 self._begin_stop(ControllerState.WATCHDOG_TRIPPED, category=1)
@@ -121,7 +123,7 @@ class Motors:
         self.state = ControllerState.STOPPING
         self._state_after_ramp = then
         self._category = category
-        self._ttl_ends_ns = self._watchdog_ends_ns = None
+        self._command_ends_ns = self._watchdog_ends_ns = None
         self._ramp_down()
 
     def _tighten(self, category: int) -> None:
