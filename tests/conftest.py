@@ -18,6 +18,7 @@ from hypothesis import settings
 from tests.fault_rows import ROWS
 from tests.forgiving import TALLY
 from tests.meanwhile import Meanwhile, is_meanwhile
+from tests.once_more import OnceMore
 from tests.onnx_models import ModelFile
 from tests.proving import Beside, Proving, is_beside
 from tests.reporting import Enter, Room, start_reporter
@@ -29,6 +30,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 SIZE = (120, 160)
+ONCE_MORE = OnceMore(lambda item: is_meanwhile(item) or is_beside(item))
 MEANWHILE = pytest.StashKey[dict[str, "Future[None]"]]()
 
 MANIFEST = """\
@@ -181,7 +183,7 @@ def proving(studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def beside(request: pytest.FixtureRequest, studio: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
     second = Proving(lambda: tmp_path_factory.mktemp("beside"), studio / "steady.toml")
-    beside = Beside(second, request.session.items)
+    beside = Beside(second, request.session.items, ONCE_MORE)
     yield beside
     beside.close()
 
@@ -195,7 +197,7 @@ def meanwhile(
         yield {}
         return
     studio, scene = request.getfixturevalue("studio"), request.getfixturevalue("scene")
-    meanwhile = Meanwhile(request.session.items, lambda: tmp_path_factory.mktemp("meanwhile"), studio, scene)
+    meanwhile = Meanwhile(request.session.items, lambda: tmp_path_factory.mktemp("meanwhile"), studio, scene, ONCE_MORE)
     request.config.stash[MEANWHILE] = meanwhile.results
     yield meanwhile.results
     meanwhile.close()
@@ -225,6 +227,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*modules): takes packages that only `make test-export` installs")
     config.addinivalue_line("markers", "alone: counts what the whole process has, so it runs before any runs beside it")
     config.pluginmanager.register(TALLY)
+    config.pluginmanager.register(ONCE_MORE)
     config.pluginmanager.register(RowsRun(ROWS))
 
 

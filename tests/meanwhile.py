@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tests.once_more import OnceMore
     from tests.rig import Scene
 
 
@@ -22,7 +24,12 @@ class Meanwhile:
     """
 
     def __init__(
-        self, items: Sequence[pytest.Item], make_folder: Callable[[], Path], studio: Path, scene: Scene
+        self,
+        items: Sequence[pytest.Item],
+        make_folder: Callable[[], Path],
+        studio: Path,
+        scene: Scene,
+        once_more: OnceMore,
     ) -> None:
         self._make_folder = make_folder
         self._there: dict[str, Path | Scene] = {"studio": studio, "scene": scene}
@@ -30,7 +37,7 @@ class Meanwhile:
         self.results: dict[str, Future[None]] = {}
         for item in items:
             if is_meanwhile(item) and isinstance(item, pytest.Function):
-                self.results[item.nodeid] = self._pool.submit(self._run, item)
+                self.results[item.nodeid] = self._pool.submit(once_more.run, item.nodeid, partial(self._run, item))
 
     def _run(self, item: pytest.Function) -> None:
         params = item.callspec.params if hasattr(item, "callspec") else {}
@@ -44,3 +51,8 @@ class Meanwhile:
 def is_meanwhile(item: pytest.Item) -> bool:
     skipped = any(mark.args[0] for mark in item.iter_markers("skipif"))
     return item.get_closest_marker("meanwhile") is not None and not skipped
+
+
+def politely(*words: str) -> list[str]:
+    """The command of a program that lets all others go first: nothing that it does has a deadline."""
+    return ["nice", "-n", "19", *words]

@@ -11,6 +11,7 @@ import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,8 @@ from tests.rig import BRISK, GroundRig, Rig, Scene, Timed, gone, reasons
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from tests.once_more import OnceMore
 
 IS_LONG = "MVLA_TEST_LONG" in os.environ
 LONG = pytest.mark.skipif(not IS_LONG, reason="a further way of the same fault: MVLA_TEST_LONG is not set")
@@ -144,10 +147,14 @@ class Beside:
     Most of their time is waiting, so two at a time take half as long. `results` has what became of each, by its id.
     """
 
-    def __init__(self, proving: Proving, items: Sequence[pytest.Item]) -> None:
+    def __init__(self, proving: Proving, items: Sequence[pytest.Item], once_more: OnceMore) -> None:
         self._proving = proving
         self._pool = ThreadPoolExecutor(1)
-        self.results = {item.nodeid: self._pool.submit(self._run, item) for item in items if is_beside(item)}
+        self.results = {
+            item.nodeid: self._pool.submit(once_more.run, item.nodeid, partial(self._run, item))
+            for item in items
+            if is_beside(item)
+        }
         self._pool.submit(proving.close)  # nothing of it is to run beside the tests that come later
 
     def _run(self, item: pytest.Function) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu_double import DOUBLE
+from tests.meanwhile import politely
 
 pytestmark = pytest.mark.meanwhile
 
@@ -22,7 +23,7 @@ PATIENCE_S = 60.0
 
 
 def words(*more: str) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "mvla_daemon", "--config", str(ROOT / "config.toml"), *more]
+    return politely(sys.executable, "-W", "error", "-m", "mvla_daemon", "--config", str(ROOT / "config.toml"), *more)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -18,17 +18,9 @@ from mvla_daemon.ops.bench_drive import Drive, drive
 from mvla_daemon.ops.standstill import StandstillWatch
 from tests.forgiving import HELD_UP, TALLY, TRIES
 from tests.rig import ROOT
+from tests.rights import fifo_is_granted
 
 MS = 1_000_000
-
-
-def fifo_is_granted() -> bool:
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
-    except PermissionError:
-        return False
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    return True
 
 
 pytestmark = pytest.mark.skipif(not fifo_is_granted(), reason="needs the right to real-time scheduling")

@@ -1,7 +1,8 @@
-"""What a run of the tests is judged by beside its tests: rows without proof, needless stops that were forgiven."""
+"""What a run of the tests is judged by beside its tests: rows without proof, what was forgiven, what was made again."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 
 from tests.forgiving import Tally, excuse
 from tests.rig import ROOT
+from tests.rights import fifo_is_granted
 from tests.wire import WireFrame
 
 CONFTEST = """
 import pytest
 from tests.forgiving import Tally
+from tests.once_more import OnceMore
 from tests.rows_run import RowsRun
 
 TALLY = Tally()
+ONCE_MORE = OnceMore(lambda item: False)
 ROWS = {
     "F01": ("it breaks", ["test_rows.py::test_runs", "tests/os/test_far.py::test_breaks"]),
     "F02": ("it bends", ["test_rows.py::test_is_skipped", "tests/os/test_far.py::test_bends"]),
@@ -28,6 +32,7 @@ ROWS = {
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: a GPU")
     config.pluginmanager.register(TALLY)
+    config.pluginmanager.register(ONCE_MORE)
     config.pluginmanager.register(RowsRun(ROWS))
 
 @pytest.fixture
@@ -36,7 +41,32 @@ def tally():
 """
 TESTS = """
 import os
+import signal
+import time
+from pathlib import Path
+
 import pytest
+
+TRIES = []
+FREEZE = int(os.environ.get("FREEZE_MS", "0")) / 1000
+
+def watchers():
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            if b"ops.standstill" in Path(f"/proc/{child}/cmdline").read_bytes():
+                yield int(child)
+
+@pytest.mark.skipif(not FREEZE, reason="another test's")
+@pytest.mark.parametrize("number", range(7))
+def test_fails_at_first(number, tmp_path):
+    TRIES.append(number)
+    for signal_number in (signal.SIGSTOP, signal.SIGCONT):
+        for watcher in watchers():
+            os.kill(watcher, signal_number)
+        time.sleep(FREEZE)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "touched").touch()
+    assert TRIES.count(number) > int(os.environ["FAILURES"])
 
 @pytest.mark.parametrize("way", [1, pytest.param(2, marks=pytest.mark.skip)])
 def test_runs(way, tally):
@@ -124,3 +154,34 @@ def test_a_stop_is_excused_by_a_policy_or_camera_without_time_and_by_a_controlle
     assert [excuse(reason, seen) for reason in (10, 12) for seen in (steady, reset, [])] == [""] * 6
     others = set(range(20)) - {1, 2, 10, 12}
     assert {excuse(reason, held_up) for reason in others} == {""}
+
+
+needs_fifo = pytest.mark.skipif(not fifo_is_granted(), reason="needs the right to real-time scheduling")
+
+
+def made_once_more(folder: Path, failures: int, freeze_ms: int = 60) -> tuple[int, str]:
+    return pytest_in(folder, "-k", "fails_at_first", FREEZE_MS=str(freeze_ms), FAILURES=str(failures))
+
+
+@needs_fifo
+def test_a_test_that_failed_while_the_machine_stood_still_is_made_once_more_and_named(tmp_path: Path) -> None:
+    code, said = made_once_more(tmp_path, failures=1)
+    assert code == 1
+    assert "2 failed, 5 passed" in said  # no more than five are
+    assert said.count("made once more: test_rows.py::test_fails_at_first[") == 5
+    assert 60 <= int(re.search(r"the machine stood still for at most (\d+) ms", said)[1]) < 1000
+
+
+@needs_fifo
+def test_once_more_is_once(tmp_path: Path) -> None:
+    code, said = made_once_more(tmp_path, failures=2)
+    assert code == 1
+    assert "7 failed" in said
+
+
+@needs_fifo
+def test_a_test_that_failed_while_the_machine_ran_has_failed(tmp_path: Path) -> None:
+    code, said = made_once_more(tmp_path, failures=1, freeze_ms=1)
+    assert code == 1
+    assert "7 failed" in said
+    assert "once more" not in said

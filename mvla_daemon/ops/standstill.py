@@ -1,6 +1,6 @@
 """How long the machine itself stands still: on each processor a thread that precedes all others and does nothing.
 
-It sleeps for half a millisecond at a time, and what it oversleeps nobody on that processor could have used: the host of
+It sleeps for a little while at a time, and what it oversleeps nobody on that processor could have used: the host of
 a virtual machine had given it to others, or the kernel did not let go of it. /proc/stat counts as stolen only what the
 host admits (measured: 8 ms at a time on a machine that counted none).
 """
@@ -43,18 +43,20 @@ class Standstill:
 class StandstillWatch:
     """Watches all processors that this process may use; a context manager.
 
-    `refusal` says why it cannot (the operating system's word), empty where it can.
+    `sleep_ns` is how long a watcher sleeps at a time: a standstill is seen shorter by up to that. `refusal` says why it
+    cannot watch (the operating system's word), empty where it can.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sleep_ns: int = SLEEP_NS) -> None:
         self.refusal = ""
+        self._sleep_ns = sleep_ns
         self._seen: list[Standstill] = []
         self._processes: list[Process] = []
         self._pending: dict[int, bytes] = {}
 
     def __enter__(self) -> Self:
         for core in sorted(os.sched_getaffinity(0)):
-            words = (str(core), str(os.getpid()))
+            words = (str(core), str(os.getpid()), str(self._sleep_ns))
             process = start_module("mvla_daemon.ops.standstill", *words, stdout=subprocess.PIPE)
             assert process.stdout is not None
             self._processes.append(process)
@@ -82,6 +84,12 @@ class StandstillWatch:
             stood_ns += max(0, until_ns - max(before_ns, one.begin_ns))
         return stood_ns
 
+    def longest_ns(self, begin_ns: int, end_ns: int) -> int:
+        """How long a single processor stood still at the most, of what ended or began within that time."""
+        self._read()
+        lengths = [one.end_ns - one.begin_ns for one in self._seen if one.begin_ns < end_ns and one.end_ns > begin_ns]
+        return max(lengths, default=0)
+
     def _read(self) -> None:
         while readable := select.select(list(self._pending), [], [], 0)[0]:
             for fd in readable:
@@ -94,8 +102,8 @@ class StandstillWatch:
 
 
 def main() -> None:
-    """Watch one processor: its number, then the pid of whoever asked, who reads what is said here."""
-    core, parent_pid = map(int, sys.argv[1:3])
+    """Watch one processor: its number, then the pid of whoever asked, who reads what is said here, and the sleep."""
+    core, parent_pid, sleep_ns = map(int, sys.argv[1:4])
     realtime.die_with_parent(parent_pid)
     os.sched_setaffinity(0, {core})
     realtime.stop_collecting_garbage()
@@ -104,9 +112,9 @@ def main() -> None:
     refusal = realtime.use_fifo(PRIORITY)
     sys.stdout.write(f"{refusal or 'ready'}\n")
     sys.stdout.flush()
-    now_ns, sleep, sleep_s = time.monotonic_ns, time.sleep, SLEEP_NS / SECOND
+    now_ns, sleep, sleep_s = time.monotonic_ns, time.sleep, sleep_ns / SECOND
     while not refusal:
-        due_ns = now_ns() + SLEEP_NS
+        due_ns = now_ns() + sleep_ns
         sleep(sleep_s)
         woken_ns = now_ns()
         if woken_ns - due_ns >= LEAST_NS:
