@@ -35,6 +35,8 @@ HEAR_EVERY_NS = 25 * MS
 """While armed the controller wakes nobody: it is heard at every wake, before anything is written, and this often at the
 latest. It speaks once a cycle and a cycle wakes the gate twice anyway; a third wake would cost as much as each of them.
 What it may have to tell, it has acted upon already."""
+UNWATCHED = frozenset({Phase.ARMED, Phase.STOPPING})
+"""And while it stops: poll(2) of a terminal can wait for the kernel's own thread, see `motors/serial_port.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,9 @@ class Gate:
         """The earliest time at which something has to be done, though nothing is heard."""
         dues = [self._port.reopen_ns if self._port.fd is None else self._link.next_due_ns()]
         if self.helm.state.phase is Phase.ARMED:
-            dues += (self._admission.due()[0], self._heard_ns + HEAR_EVERY_NS)
+            dues.append(self._admission.due()[0])
+        if self.helm.state.phase in UNWATCHED and self._port.fd is not None:
+            dues.append(self._heard_ns + HEAR_EVERY_NS)
         timer_ns = self.helm.timer_ns()
         if timer_ns is not None:
             dues.append(timer_ns)
@@ -127,7 +131,7 @@ class Gate:
 
     def _wait(self, until_ns: int, operators: Sequence[int]) -> set[int]:
         fds = [self._signals_fd, *self._keeper.filenos(), *self._errand.filenos(), *operators]
-        if self._port.fd is not None and self.helm.state.phase is not Phase.ARMED:
+        if self._port.fd is not None and self.helm.state.phase not in UNWATCHED:
             fds.append(self._port.fd)
         return self._clock.wait(fds, until_ns)
 
@@ -172,7 +176,7 @@ class Gate:
                 self._announce.port(f"{self._port.path} is back; asking who is there", "warning")
             return
         fault = None
-        if self._port.fd in readable or self.helm.state.phase is Phase.ARMED:
+        if self._port.fd in readable or self.helm.state.phase in UNWATCHED:
             self._heard_ns = now_ns
             try:
                 data = self._port.read()

@@ -8,8 +8,10 @@ import select
 import subprocess
 import sys
 import termios
+import time
 import tty
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from mvla_daemon.errors import DaemonError
 from mvla_daemon.motors.motor_port import MotorPort
 from mvla_daemon.motors.serial_port import PortLostError, SerialPort
 from tests.nobody import NOBODY, as_nobody
+from tests.rights import fifo_is_granted
 
 BAUD = 921_600
 MS = 1_000_000
@@ -420,3 +423,62 @@ def test_a_port_that_was_lost_is_looked_for_every_500_ms_and_silent_until_it_is_
 def test_a_port_that_cannot_be_opened_at_the_start_says_so(tmp_path: Path) -> None:
     with pytest.raises(DaemonError, match="does not exist"):
         MotorPort(str(tmp_path / "usb-controller"), BAUD)
+
+
+# --- the kernel's thread that hands bytes over ---
+
+HOG = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+print("ready", flush=True)
+sys.stdin.readline()
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+end_s = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end_s:
+    pass
+"""
+HOGGED_S = 0.2
+
+
+@pytest.fixture
+def hogs() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A program for each processor that takes it from everything ordinary, the kernel's threads too, once told."""
+    with ExitStack() as stack:
+        hogs = []
+        for core in os.sched_getaffinity(0):
+            words = [sys.executable, "-c", HOG, str(core), str(HOGGED_S)]
+            hogs.append(stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)))
+        for hog in hogs:
+            assert hog.stdout is not None
+            assert hog.stdout.readline() == b"ready\n"
+        yield hogs
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(not fifo_is_granted(), reason="needs the right to real-time scheduling")
+def test_a_read_does_not_wait_for_the_kernels_ordinary_threads(hogs: list[subprocess.Popen[bytes]]) -> None:
+    far_fd, near_fd = os.openpty()
+    tty.setraw(far_fd)
+    try:
+        with closing(SerialPort(os.ttyname(near_fd), 115_200)) as port:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))  # as the gate is: before the hogs
+            try:
+                for hog in hogs:
+                    assert hog.stdin is not None
+                    hog.stdin.write(b"\n")
+                    hog.stdin.flush()
+                time.sleep(HOGGED_S / 10)
+                os.write(far_fd, b"hello")
+                began_s = time.monotonic()
+                port.read()
+                took_s = time.monotonic() - began_s
+            finally:
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            assert took_s < HOGGED_S / 4
+            end_s = time.monotonic() + 10
+            while not (heard := port.read()):
+                assert time.monotonic() < end_s
+            assert heard == b"hello"
+    finally:
+        os.close(far_fd)
+        os.close(near_fd)
