@@ -35,7 +35,10 @@ port = "/dev/ttyACM0"
 watchdog_ms = 300
 [safety]
 recover_cycles = 2
+[realtime]
+scheduler = "other"
 """
+"""Of its faults, one has the policy process spin: as a real-time one it would keep other tests' robots from running."""
 
 
 @pytest.mark.meanwhile
