@@ -141,7 +141,13 @@ class Rig:
 
     def _start_far(self, *words: str) -> list[str]:
         self._far = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            # A copy: pytest changes the process's own for each test, maybe while this thread's child is reading it.
+            env=dict(os.environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._far.stdout is not None
         return self._far.stdout.readline().split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -119,7 +120,9 @@ def test_an_evaluation_says_how_each_drive_ended_and_draws_them(tmp_path: Path) 
     words = ["--config", str(write_config(tmp_path)), "--out", str(tmp_path / "out"), "--seeds", "6:7"]
     words += ["--real-time", "0", "--jobs", "2", "--check"]
     script = str(SCRIPTS / "evaluate_policy.py")
-    run = subprocess.run(politely(sys.executable, script, *words), capture_output=True, check=False, timeout=100)
+    run = subprocess.run(
+        politely(sys.executable, script, *words), env=dict(os.environ), capture_output=True, check=False, timeout=100
+    )
     assert run.returncode == 0, run.stderr
     assert b"5 of 5 drives in simulated time" in run.stderr
     assert run.stderr.count(b"\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -18,7 +19,12 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "record_clip.py"
 @pytest.mark.meanwhile
 def test_the_clip_has_pictures_of_the_drive_at_their_rate(tmp_path: Path) -> None:
     path = tmp_path / "new" / "room.avi"
-    subprocess.run(politely(sys.executable, str(SCRIPT), "--out", str(path), "--seed", "3"), check=True, timeout=120)
+    subprocess.run(
+        politely(sys.executable, str(SCRIPT), "--out", str(path), "--seed", "3"),
+        env=dict(os.environ),
+        check=True,
+        timeout=120,
+    )
     assert [file.name for file in path.parent.iterdir()] == ["room.avi"]
     clip = cv2.VideoCapture(str(path))
     assert clip.get(cv2.CAP_PROP_FPS) == 50
