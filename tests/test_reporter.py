@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mvla_daemon.ops.statistics import Statistics, percentile
-from mvla_daemon.ops.telemetry import GateCycle, PolicyCycle, Telemetry, unpack_record
+from mvla_daemon.ops.telemetry import Dropped, GateCycle, PolicyCycle, Telemetry, unpack_record
 from tests.reporting import AFTER, CHECKED, COMPUTED, FROM_DEVICE, PREPARED, SENT, TO_DEVICE, WAITED, Enter, halves
 
 MS = 1_000_000
@@ -153,7 +153,7 @@ def test_other_bytes_are_a_value_error(data: bytes) -> None:
         record = unpack_record(data)
     except ValueError:
         return
-    assert isinstance(record, (dict, GateCycle, PolicyCycle))
+    assert isinstance(record, (dict, Dropped, GateCycle, PolicyCycle))
 
 
 # --- the process ---
