@@ -36,7 +36,8 @@ HEAR_EVERY_NS = 25 * MS
 latest. It speaks once a cycle and a cycle wakes the gate twice anyway; a third wake would cost as much as each of them.
 What it may have to tell, it has acted upon already."""
 UNWATCHED = frozenset({Phase.ARMED, Phase.STOPPING})
-"""And while it stops: poll(2) of a terminal can wait for the kernel's own thread, see `motors/serial_port.py`."""
+"""Then the port is heard as above and not polled: poll(2) of a terminal can wait for the kernel's ordinary thread, and
+a STOP with it (`motors/serial_port.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
