@@ -7,9 +7,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ def disturbed(folder: Path, by: str = "SIGSTOP") -> list[str]:
 
 @pytest.mark.meanwhile
 def test_a_miss_while_the_machine_did_not_stand_still_is_the_end_of_a_drive(tmp_path: Path) -> None:
-    driven = drive(disturbed(tmp_path), 10, period_ns=2_000_000_000)
+    driven = drive_again(disturbed(tmp_path), 10, period_ns=2_000_000_000)
     assert "STOP deadline_missed" in driven.stop
     assert driven.stood_ms == []
 
@@ -89,10 +89,20 @@ def test_a_stop_that_only_an_operator_ends_is_the_end_of_a_drive_all_the_same(tm
 
 
 def drive_standing_still(words: Sequence[str]) -> Drive:
-    """For three seconds; once more where a busy machine kept the simulated controller itself from running."""
+    return drive_again(words, 3, period_ns=20 * MS, machine=standing_still)
+
+
+def drive_again(
+    words: Sequence[str],
+    seconds: float,
+    *,
+    period_ns: int,
+    machine: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Drive:
+    """A drive; once more where a busy machine kept the simulated controller itself from running."""
     for left in reversed(range(TRIES)):
-        with standing_still():
-            driven = drive(words, 3, period_ns=20 * MS)
+        with machine():
+            driven = drive(words, seconds, period_ns=period_ns)
         forgiven = next((name for name in HELD_UP.values() if left and f"STOP {name}" in driven.stop), "")
         TALLY.count(forgiven)
         if not forgiven:
