@@ -186,9 +186,10 @@ def test_a_frozen_policy_is_a_stop_after_which_the_robot_arms_again_and_reaches_
         )
         assert rig.wait() == OK, rig.said()
         reasons = [event["reason"] for event in rig.events("stop")]
-        assert reasons[0] == "deadline_missed"
+        assert "deadline_missed" in reasons
         assert reasons[-1] == "shutdown"
-        assert set(reasons[:-1]) <= {"deadline_missed", "frame_stale"}  # a busy machine may add to them
+        # A busy machine may add to them.
+        assert set(reasons[:-1]) <= {"deadline_missed", "frame_stale", "controller_lost"}
         armed = list(itertools.dropwhile(lambda state: state != "armed", states(rig)))
         assert armed[:5] == ["armed", "stopping", "stopped", "arming", "armed"]
         picture, said = sentences(rig)

@@ -7,11 +7,14 @@ host admits (measured: 8 ms at a time on a machine that counted none).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +32,10 @@ LEAST_NS = MS // 4
 """What is told of: a sleep's usual end is a few hundredths of a millisecond late."""
 PRIORITY = 99
 _START_S = 10.0
+_ANSWER_S = 1.0
 _READ_BYTES = 65536
+_UNREAD_BYTES = 1 << 20
+"""What a watcher can say until somebody asks, some 30,000 standstills; then it would wait, and watch no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class StandstillWatch:
         self._seen: list[Standstill] = []
         self._processes: list[Process] = []
         self._pending: dict[int, bytes] = {}
+        self._heard_ns: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         for core in sorted(os.sched_getaffinity(0)):
@@ -61,6 +68,8 @@ class StandstillWatch:
             assert process.stdout is not None
             self._processes.append(process)
             self._pending[process.stdout.fileno()] = b""
+            with suppress(PermissionError):  # where an administrator allows less, there is room for less
+                fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _UNREAD_BYTES)
         for process in self._processes:
             assert process.stdout is not None
             ready = select.select([process.stdout], [], [], _START_S)[0]
@@ -77,7 +86,7 @@ class StandstillWatch:
 
     def stood_ns(self, begin_ns: int, end_ns: int) -> int:
         """For how much of that time one processor or more stood still, sums of no less than a quarter millisecond."""
-        self._read()
+        self._catch_up()
         stood_ns, until_ns = 0, begin_ns
         for one in sorted(self._seen, key=lambda seen: seen.begin_ns):
             until_ns, before_ns = max(until_ns, min(one.end_ns, end_ns)), until_ns
@@ -86,19 +95,34 @@ class StandstillWatch:
 
     def longest_ns(self, begin_ns: int, end_ns: int) -> int:
         """How long a single processor stood still at the most, of what ended or began within that time."""
-        self._read()
+        self._catch_up()
         lengths = [one.end_ns - one.begin_ns for one in self._seen if one.begin_ns < end_ns and one.end_ns > begin_ns]
         return max(lengths, default=0)
 
-    def _read(self) -> None:
-        while readable := select.select(list(self._pending), [], [], 0)[0]:
+    def _catch_up(self) -> None:
+        """Hear every watcher: one whose processor still stands still tells of that only once it is over."""
+        asked_ns = time.monotonic_ns()
+        for process in self._processes:
+            process.send_signal(signal.SIGUSR1)
+        end_ns = asked_ns + int(_ANSWER_S * SECOND)
+        while unheard := [fd for fd in self._pending if self._heard_ns.get(fd, 0) < asked_ns]:
+            left_s = (end_ns - time.monotonic_ns()) / SECOND
+            readable = select.select(unheard, [], [], max(0.0, left_s))[0]
+            if not readable:
+                return
             for fd in readable:
-                data = os.read(fd, _READ_BYTES)
-                if not data:
-                    del self._pending[fd]
-                    continue
-                *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
-                self._seen += [Standstill(*map(int, line.split())) for line in lines]
+                self._read(fd)
+
+    def _read(self, fd: int) -> None:
+        data = os.read(fd, _READ_BYTES)
+        if not data:
+            del self._pending[fd]
+            return
+        *lines, self._pending[fd] = (self._pending[fd] + data).split(b"\n")
+        for line in lines:
+            begin_ns, self._heard_ns[fd] = map(int, line.split())
+            if self._heard_ns[fd] - begin_ns >= LEAST_NS:
+                self._seen.append(Standstill(begin_ns, self._heard_ns[fd]))
 
 
 def main() -> None:
@@ -110,14 +134,18 @@ def main() -> None:
     realtime.wake_on_time()
     realtime.lock_memory()
     refusal = realtime.use_fifo(PRIORITY)
+    asked: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, _frame: asked.append(number))
     sys.stdout.write(f"{refusal or 'ready'}\n")
     sys.stdout.flush()
     now_ns, sleep, sleep_s = time.monotonic_ns, time.sleep, sleep_ns / SECOND
     while not refusal:
         due_ns = now_ns() + sleep_ns
-        sleep(sleep_s)
+        sleep(sleep_s)  # to its end, whatever signal comes
+        questions = len(asked)
+        del asked[:questions]
         woken_ns = now_ns()
-        if woken_ns - due_ns >= LEAST_NS:
+        if questions or woken_ns - due_ns >= LEAST_NS:
             os.write(1, b"%d %d\n" % (due_ns, woken_ns))
 
 
