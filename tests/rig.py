@@ -222,8 +222,9 @@ class Rig:
 
     def policy_pid(self) -> int:
         for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-            if "mvla_daemon.policy" in Path(f"/proc/{child}/cmdline").read_text():
-                return int(child)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if "mvla_daemon.policy" in Path(f"/proc/{child}/cmdline").read_text():
+                    return int(child)
         raise AssertionError("the daemon has no policy process")
 
     def tell(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -388,5 +389,5 @@ def gone(pid: int) -> bool:
     """Whether a process has ended (a zombie that nobody has waited for counts)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the one to open, the other to read, when it ends in between
         return True

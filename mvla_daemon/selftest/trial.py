@@ -264,5 +264,5 @@ def gone(pid: int | None) -> bool:
     """Whether that process has ended; one that nobody has waited for has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the one to open, the other to read, when it ends in between
         return True
