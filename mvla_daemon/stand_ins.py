@@ -20,6 +20,8 @@ from mvla_daemon.sim.world import Outcome
 
 START_S = 20.0
 """OpenCV's import and the room's textures take one or two, on an idle machine."""
+_BELOW = 10
+"""Priorities between the policy process and a simulated controller; the policy process has more than one."""
 PICTURE_S = 20.0
 """How long the picture of a drive may take to draw."""
 
@@ -48,7 +50,7 @@ def stand_ins(config: Config, fault: str | None, ground: Sequence[str] | None = 
         with _robot(config, fault) as robot:
             yield robot
     elif config.motor.is_simulated:
-        with _process("mvla_daemon.sim.controller_process") as process:
+        with _process("mvla_daemon.sim.controller_process", *_priority(config)) as process:
             assert process.stdout is not None
             yield StandIns(_first_line(process)[0], errand=ReportedErrand(process.stdout, _judge))
     else:
@@ -61,6 +63,7 @@ def _robot(config: Config, fault: str | None) -> Iterator[StandIns]:
     words += [f"--instruction={config.policy.instruction}"] if config.policy.instruction else []
     words += [f"--picture={config.sim.picture}"] if config.sim.picture else []
     words += ["--fault", fault] if fault else []
+    words += _priority(config)
     with _process("mvla_daemon.sim.robot_process", *words) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -74,6 +77,17 @@ def _robot(config: Config, fault: str | None) -> Iterator[StandIns]:
             process.wait(PICTURE_S)
         except subprocess.TimeoutExpired:
             sys.stderr.write(f"mvla-daemon: the picture {config.sim.picture} took over {PICTURE_S:g} s to draw.\n")
+
+
+def _priority(config: Config) -> list[str]:
+    """A real controller is not of this machine: the simulated one is real-time too, below the gate and the policy.
+
+    As an ordinary process, before all others by its nice value, it was kept from its processor for 150 and 390 ms by
+    another one that painted (Linux 6.18, traced), and the daemon lost its controller.
+    """
+    wished = config.realtime
+    priority = min(wished.gate_priority, wished.policy_priority) - _BELOW
+    return [f"--priority={priority}"] if wished.scheduler == "fifo" and priority > 0 else []
 
 
 @contextmanager

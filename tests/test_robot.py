@@ -7,7 +7,9 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,11 +20,11 @@ from mvla_daemon.sim.layout import make_room
 from mvla_daemon.sim.robot import Exposure, SimulatedRobot
 from mvla_daemon.sim.room import Room
 from mvla_daemon.sim.world import Outcome
+from tests.rights import fifo_is_granted
 from tests.wire import WireReader, decode_stream, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -217,6 +219,31 @@ def test_a_process_that_cannot_paint_as_fast_as_it_is_asked_to_says_so_once(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, b"")
+
+
+def priorities(pid: int) -> list[int]:
+    """The real-time priorities of a process's threads, highest first; 0 for an ordinary one."""
+    threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sorted((os.sched_getparam(thread).sched_priority for thread in threads), reverse=True)
+
+
+@pytest.mark.skipif(not fifo_is_granted(), reason="needs the right to real-time scheduling")
+@pytest.mark.parametrize(("fps", "camera"), [("10", 29), ("1000", 0)])
+def test_controller_and_camera_are_real_time_but_not_a_camera_that_cannot_keep_up(fps: str, camera: int) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        robot_command("--fps", fps, "--priority", "30"), stdin=pipe, stdout=pipe, stderr=pipe
+    ) as process:
+        first_line(process)
+        if not camera:
+            assert process.stderr is not None
+            assert b"cannot keep up" in process.stderr.readline()
+        end_s = time.monotonic() + 5
+        while priorities(process.pid)[:2] != [30, camera]:
+            assert time.monotonic() < end_s, priorities(process.pid)
+            time.sleep(0.01)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 STARTER = """

@@ -17,6 +17,7 @@ from mvla_daemon.stand_ins import stand_ins
 from tests.conftest import write_manifest
 from tests.onnx_models import ModelFile
 from tests.rig import ROOT, Rig, Scene, command, environment, gone
+from tests.rights import fifo_is_granted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,6 +176,24 @@ def test_a_simulator_that_does_not_start_is_told_with_its_own_exit_code(rig: Rig
     with pytest.raises(DaemonError, match="did not start") as caught, starting:
         pytest.fail("it started")
     assert caught.value.exit_code == USAGE
+
+
+@pytest.mark.skipif(not fifo_is_granted(), reason="needs the right to real-time scheduling")
+@pytest.mark.parametrize(
+    ("setting", "priority"),
+    [
+        ("realtime.policy_priority=40", 30),
+        ("realtime.gate_priority=75", 60),
+        ("realtime.policy_priority=3", 0),
+        ('realtime.scheduler="other"', 0),
+    ],
+)
+def test_a_simulated_controller_is_real_time_below_gate_and_policy_if_they_are(
+    tmp_path: Path, scene: Scene, setting: str, priority: int
+) -> None:
+    with Rig(tmp_path, scene, port="sim://") as rig, stand_ins(load_config(rig.config, [setting]), fault=None):
+        controller = children(os.getpid())["controller_process"]
+        assert os.sched_getparam(controller).sched_priority == priority
 
 
 @pytest.mark.meanwhile

@@ -1,6 +1,6 @@
 """The simulated motor controller as a process at the end of a pty, so that the daemon talks to it as to a real port.
 
-    python -m mvla_daemon.sim.controller_process [--port PATH] [--parent-pid PID]
+    python -m mvla_daemon.sim.controller_process [--port PATH] [--parent-pid PID] [--priority P]
 
 Prints the path of the port to open, then serves it until its standard input ends or SIGTERM comes. SIGINT is ignored:
 a terminal's Ctrl-C goes to the whole group, and the daemon needs its controller a little longer to confirm the stop.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mvla_daemon.core.messages import SECOND
 from mvla_daemon.errors import DaemonError, ExitCode
-from mvla_daemon.ops.realtime import die_with_parent, precede_others
+from mvla_daemon.ops.realtime import die_with_parent, precede_others, use_fifo
 from mvla_daemon.sim.controller import Controller
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The simulated motor controller at the end of a pty.")
     parser.add_argument("--port", help="serve this terminal instead of a new pty")
     parser.add_argument("--parent-pid", type=int, help="end at once unless this is the parent")
+    parser.add_argument("--priority", type=int, default=0, help="its own by SCHED_FIFO")
     chosen = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         precede_others()  # as a controller of its own would, which no program of this machine holds up
         fd, path = (open_port(chosen.port), chosen.port) if chosen.port else open_pair()
         line = Line(fd)
+        if chosen.priority:
+            use_fifo(chosen.priority)
         sys.stdout.write(f"{path}\n")
         sys.stdout.flush()
         try:

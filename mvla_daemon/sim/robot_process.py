@@ -1,6 +1,7 @@
 """The simulated robot in real time, as a process of its own: motor controller on a pty, camera at a socket.
 
     python -m mvla_daemon.sim.robot_process --seed N [--instruction TEXT] [--fps F] [--picture FILE] [--fault FAULT]
+                                            [--priority P]
 
 The first line on standard output is the port to open and the camera's address, the second how the drive ended. When its
 standard input ends, it draws the picture and ends too. SIGINT is ignored: a terminal's Ctrl-C goes to the whole group,
@@ -48,15 +49,20 @@ the long run, one of eleven."""
 
 
 class CameraThread:
-    """Paints what the robot sees, so that the motor controller never waits for a picture."""
+    """Paints what the robot sees, so that the motor controller never waits for a picture.
 
-    def __init__(self, room: Room, server: CameraServer, scrapbook: Scrapbook) -> None:
+    Real-time with a `priority`, while it keeps up: an ordinary thread that others displace while it holds Python's lock
+    holds the motor controller up with it.
+    """
+
+    def __init__(self, room: Room, server: CameraServer, scrapbook: Scrapbook, priority: int) -> None:
         self._painter = Painter(room)
         self._server = server
         self._scrapbook = scrapbook
         self._exposures: SimpleQueue[Exposure | None] = SimpleQueue()
         self._newest = -1
         self._slack = _SLACK
+        self._precedence = realtime.Precedence(priority)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
@@ -85,8 +91,13 @@ class CameraThread:
         self._painter.paint(exposure.pose, exposure.number, pixels)
         self._server.publish(exposure.number, exposure.captured_ns)
         self._scrapbook.look(exposure, pixels)
-        self._note(exposure.number - self._newest - 1)
+        missed = exposure.number - self._newest - 1
         self._newest = exposure.number
+        if missed:
+            self._precedence.lay_down()
+        else:
+            self._precedence.take_up()
+        self._note(missed)
 
     def _note(self, missed: int) -> None:
         """Take note of how many pictures were missed before one; says once that it is too many."""
@@ -155,12 +166,16 @@ def _run(options: argparse.Namespace) -> None:
     controller_fd, port = open_pair()
     server = CameraServer()
     scrapbook = Scrapbook(room, side, options.instruction or "")
-    camera = CameraThread(room, server, scrapbook)
+    priority = options.priority if realtime.would_grant_fifo(options.priority) else 0
+    precedence = realtime.Precedence(priority)
+    camera = CameraThread(room, server, scrapbook, max(0, priority - 1))
     robot = SimulatedRobot(room, side, options.fps, time.monotonic_ns())
     try:
         _say(f"{port} {server.path}")
+        precedence.take_up()
         RobotProcess(robot, Line(controller_fd), server, camera).serve(sys.stdin.fileno(), fault)
     finally:
+        precedence.lay_down()
         camera.close()
         server.close()
     if options.picture:
@@ -177,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--fault")
     parser.add_argument("--parent-pid", type=int)
+    parser.add_argument(
+        "--priority", type=int, default=0, help="the controller's by SCHED_FIFO, the camera's is one less"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
