@@ -170,6 +170,7 @@ def test_what_is_too_large_for_a_datagram_is_handed_over_as_a_sealed_file(
         assert parse(file.read())["MESSAGE"] == text.encode()
 
 
+@pytest.mark.alone
 def test_a_journal_that_is_not_there_takes_nothing_of_any_size(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path / "nothing"))
     open_files = len(list(Path("/proc/self/fd").iterdir()))
