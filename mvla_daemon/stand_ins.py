@@ -82,8 +82,8 @@ def _robot(config: Config, fault: str | None) -> Iterator[StandIns]:
 def _priority(config: Config) -> list[str]:
     """A real controller is not of this machine: the simulated one is real-time too, below the gate and the policy.
 
-    As an ordinary process, before all others by its nice value, it was kept from its processor for 150 and 390 ms by
-    another one that painted (Linux 6.18, traced), and the daemon lost its controller.
+    As an ordinary process, before all others by its nice value, it was kept from its processor for 390 ms by another
+    one that painted (Linux 6.18, traced), and the daemon lost its controller.
     """
     wished = config.realtime
     priority = min(wished.gate_priority, wished.policy_priority) - _BELOW
