@@ -83,11 +83,13 @@ def _priority(config: Config) -> list[str]:
     """A real controller is not of this machine: the simulated one is real-time too, below the gate and the policy.
 
     As an ordinary process, before all others by its nice value, it was kept from its processor for 390 ms by another
-    one that painted (Linux 6.18, traced), and the daemon lost its controller.
+    one that painted (Linux 6.18, traced), and the daemon lost its controller. Beside a real one, on blocks, it stays
+    ordinary: nothing that paints is to keep the kernel from the bytes of a real port.
     """
     wished = config.realtime
     priority = min(wished.gate_priority, wished.policy_priority) - _BELOW
-    return [f"--priority={priority}"] if wished.scheduler == "fifo" and priority > 0 else []
+    granted = config.motor.is_simulated and wished.scheduler == "fifo" and priority > 0
+    return [f"--priority={priority}"] if granted else []
 
 
 @contextmanager
