@@ -138,7 +138,9 @@ def test_a_stored_picture_is_what_the_network_makes_of_the_daemons_input() -> No
 @needs_torch
 def test_ctrl_c_leaves_the_old_files_alone(tmp_path: Path) -> None:
     (tmp_path / "cup.onnx").write_text("the old one")
-    run = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A job that a script starts in the background has Ctrl-C ignored, and so have its children.
+    heeding = ["env", "--default-signal=INT", *command(tmp_path)]
+    run = subprocess.Popen(heeding, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
     assert "held-out drives" in run.stdout.readline()
     run.send_signal(signal.SIGINT)
